@@ -1,0 +1,120 @@
+"""Saved tensors that can be trusted: safetensors beside JSON, checksummed, versioned, written atomically.
+
+``save("x", ...)`` writes ``x-<hash>.safetensors`` first and then ``x.json``, which names it. The rename of the JSON is
+the commit: a kill at any moment leaves either the old artefact or the new one. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save as to_bytes
+from torch import Tensor
+
+FORMAT = 1
+
+
+class ArtefactError(RuntimeError):
+    """An artefact is missing, truncated, altered, or of another kind or version."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside ``path`` and rename, so that ``path`` is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _tensor_file(path: Path, checksum: str) -> Path:
+    return path.with_name(f"{path.name}-{checksum[:12]}.safetensors")
+
+
+def _json_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def exists(path: Path) -> bool:
+    """Whether an artefact was committed at ``path`` (given without suffix)."""
+    return _json_file(path).exists()
+
+
+def save_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Save ``tensors`` and JSON-able ``meta`` as ``path`` (given without suffix), replacing what was there."""
+    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    checksum = hashlib.sha256(data).hexdigest()
+    body = {"format": FORMAT, "kind": kind, "tensors_sha256": checksum, "meta": dict(meta)}
+    body["self_sha256"] = _digest(body)
+    target = _tensor_file(path, checksum)
+    write_atomically(target, data)
+    write_atomically(_json_file(path), json.dumps(body, indent=1).encode())
+    for old in path.parent.glob(f"{path.name}-{'?' * 12}.safetensors"):
+        if old != target:
+            old.unlink(missing_ok=True)
+
+
+def load_artefact(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of ``path`` (given without suffix).
+
+    Raises:
+        ArtefactError: if it is missing, damaged, or of another kind or version. Nothing is deleted or retrained:
+            whoever wants it made again removes it.
+    """
+    source = _json_file(path)
+    if not source.exists():
+        raise ArtefactError(f"no {kind} at {source}.")
+    cure = f"Remove {source} to make it again, or restore it from a backup."
+    try:
+        body = json.loads(source.read_bytes())
+        claimed = body.pop("self_sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ArtefactError(f"{source} is not a whole artefact ({error}). {cure}") from error
+    if claimed != _digest(body):
+        raise ArtefactError(f"{source} was altered: its checksum does not match. {cure}")
+    if body["format"] != FORMAT:
+        raise ArtefactError(f"{source} has format {body['format']}, this version reads {FORMAT}. {cure}")
+    if body["kind"] != kind:
+        raise ArtefactError(f"{source} holds a {body['kind']}, not a {kind}.")
+    tensors = _tensor_file(path, body["tensors_sha256"])
+    if not tensors.exists():
+        raise ArtefactError(f"{tensors}, which {source} names, is missing. {cure}")
+    data = tensors.read_bytes()
+    if hashlib.sha256(data).hexdigest() != body["tensors_sha256"]:
+        raise ArtefactError(f"{tensors} is truncated or altered: its checksum does not match. {cure}")
+    return load(data), body["meta"]
+
+
+def load_or_make(
+    path: Path,
+    kind: str,
+    make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The artefact at ``path``; made and saved first if it was never committed. A damaged one raises."""
+    if not exists(path):
+        save_artefact(path, kind, *make())
+    return load_artefact(path, kind)
+
+
+def cache_root() -> Path:
+    """Where artefacts are kept between runs: ``$DSA_CACHE``, else ``~/.cache/dynamic-sparse-adapters``."""
+    return Path(os.environ.get("DSA_CACHE", Path.home() / ".cache" / "dynamic-sparse-adapters"))
+
+
+def cache_key(**facts: Any) -> str:
+    """A short hash of JSON-able facts, for file names."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""Pathways: small gateable adapters along a frozen model, for many users in one tensor program.
+
+Shapes: U users, N examples per user, P pathways, C classes, F features, r rank.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from backbones.base import Hidden, PopulationModel
+from backbones.registry import Registry
+
+Weights = dict[str, Tensor]
+"""Adapter weights by key ``"<pathway>.<part>"``; one user's, or stacked with a leading user dimension."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What can be computed before any pathway is chosen, and therefore once per example.
+
+    Attributes:
+        sites: P tensors ``[..., width_p]`` with leading dimensions of examples: what pathway p reads as long as no
+            pathway before it is on.
+        context: tensors that travel along with the hidden states (an attention mask).
+    """
+
+    sites: tuple[Tensor, ...]
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Frozen":
+        """Apply ``function`` to every tensor."""
+        return Frozen(tuple(function(site) for site in self.sites), {k: function(v) for k, v in self.context.items()})
+
+
+class Pathways(ABC):
+    """P gateable units along a frozen population model; the last one is the user's head.
+
+    Attributes:
+        model: the frozen model.
+        names: P unique names, sites in order of depth, then ``"head"``.
+        widths: what each pathway reads, ``width_p``.
+    """
+
+    def __init__(self, model: PopulationModel, rank: int = 8) -> None:
+        if rank < 1:
+            raise ValueError(f"the rank of an adapter must be at least 1, got {rank}.")
+        self.model, self.rank = model, rank
+        specs = model.backbone.specs()
+        self.names = (*(spec.name for spec in specs), "head")
+        self.widths = (*(spec.width for spec in specs), model.backbone.feature_width)
+        self.keys = {p: tuple(self.initial(torch.Generator(), p)) for p in range(len(self.names))}
+        self.sizes = torch.tensor(
+            [sum(w.numel() for w in self.initial(torch.Generator(), p).values()) for p in range(len(self.names))]
+        )
+
+    @property
+    def num_pathways(self) -> int:
+        """P."""
+        return len(self.names)
+
+    @abstractmethod
+    def initial(self, generator: torch.Generator, pathway: int) -> Weights:
+        """A random start of one pathway's weights, near enough to zero that all-on equals the model to 1e-2."""
+
+    @abstractmethod
+    def frozen(self, inputs: Tensor) -> Frozen:
+        """Run the frozen part on ``inputs [M, ...]``; no gradients."""
+
+    @abstractmethod
+    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
+        """Logits of U users at once.
+
+        Args:
+            frozen: sites ``[U, N, ..., width_p]``.
+            weights: stacked, leading dimension U.
+            gates: ``[U, P]`` bool. A pathway that is off is not computed for that user.
+
+        Returns:
+            ``[U, N, C]``.
+        """
+
+    def start(self, seed: int) -> Weights:
+        """A random start of every pathway, from one seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return {k: v for p in range(self.num_pathways) for k, v in self.initial(generator, p).items()}
+
+    def costs(self) -> Tensor:
+        """Each pathway's share of all personal parameters, ``[P]``: the cost model ``parameters``."""
+        return self.sizes.double() / self.sizes.sum()
+
+
+PLACEMENTS: Registry[type[Pathways]] = Registry("placement")
+
+
+@PLACEMENTS.decorate("inline")
+class InlinePathways(Pathways):
+    """Bottleneck adapters at the blocks' outputs, ``h + up(relu(down(h)))``, so that later blocks see the change.
+
+    The head adds ``features @ weight + bias`` to the population model's logits. Users whose first active pathway is
+    late join the batch there: nothing is computed twice and nothing below the first active pathway is differentiated.
+
+    Source: the adapter is that of Houlsby et al. 2019, with the near-zero start of the up-projection that MAML needs.
+    """
+
+    def initial(self, generator: torch.Generator, pathway: int) -> Weights:
+        """See :meth:`Pathways.initial`. At exactly zero, ``down`` would get no gradient in the first inner step."""
+        name, width = self.names[pathway], self.widths[pathway]
+        if name == "head":
+            return {"head.weight": torch.zeros(width, self.model.num_classes), "head.bias": torch.zeros(self.model.num_classes)}
+        return {
+            f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
+            f"{name}.down_bias": torch.zeros(self.rank),
+            f"{name}.up": torch.randn(self.rank, width, generator=generator) * 1e-3,
+            f"{name}.up_bias": torch.zeros(width),
+        }
+
+    @torch.no_grad()
+    def frozen(self, inputs: Tensor) -> Frozen:
+        """Hidden states after every block, channels last, then the readout features."""
+        backbone = self.model.backbone
+        hidden = backbone.stem(inputs)
+        sites = []
+        for index in range(len(backbone.blocks)):
+            hidden = backbone.block(index, hidden)
+            sites.append(hidden.tensor.movedim(backbone.channel_axis, -1).contiguous())
+        return Frozen((*sites, backbone.readout(hidden)), hidden.context)
+
+    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
+        """See :meth:`Pathways.logits`."""
+        last = self.num_pathways - 1
+        first = torch.where(gates.any(1), gates.int().argmax(1), last)
+        order = first.argsort(stable=True)
+        starts = torch.bincount(first, minlength=last + 1).tolist()
+        running = torch.empty(0, dtype=torch.long)
+        hidden = None
+        for p in range(last):
+            if hidden is not None:
+                hidden = self._block(p, hidden, frozen.context, running)
+            if starts[p]:
+                joining = order[len(running) : len(running) + starts[p]]
+                running = torch.cat([running, joining])
+                joined = _rows(frozen.sites[p], joining)
+                hidden = joined if hidden is None else torch.cat([hidden, joined])
+            if hidden is not None:
+                hidden = self._adapter(p, hidden, running, weights, gates)
+        features = _rows(frozen.sites[last], order[len(running) :])
+        if hidden is not None:
+            features = torch.cat([self._readout(hidden, frozen.context, running), features])
+        logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
+        logits = self._head(logits, features, order, weights, gates)
+        return _rows(logits, order.argsort())
+
+    def _flat(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Hidden:
+        """``[R, N, ..., width]`` as the backbone wants it, ``[R * N, ...]`` with channels on their own axis."""
+        tensor = hidden.flatten(0, 1).movedim(-1, self.model.backbone.channel_axis)
+        return Hidden(tensor, {k: _rows(v, users).flatten(0, 1) for k, v in context.items()})
+
+    def _block(self, index: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+        backbone = self.model.backbone
+        after = backbone.block(index, self._flat(hidden, context, users)).tensor
+        return after.movedim(backbone.channel_axis, -1).unflatten(0, hidden.shape[:2])
+
+    def _readout(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+        return self.model.backbone.readout(self._flat(hidden, context, users)).unflatten(0, hidden.shape[:2])
+
+    def _adapter(self, p: int, hidden: Tensor, users: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        """Add pathway p's change for those of the running users who have it on."""
+        return _add_where(gates[users, p], hidden, users, lambda h, rows: self.delta(p, h, weights, rows))
+
+    def delta(self, p: int, hidden: Tensor, weights: Weights, users: Tensor) -> Tensor:
+        """What adapter p adds to ``hidden [R, N, ..., width]`` of the users (rows of the stacked weights) ``[R]``."""
+        name = self.names[p]
+        down, down_bias, up, up_bias = (_rows(weights[f"{name}.{x}"], users) for x in ("down", "down_bias", "up", "up_bias"))
+        inside = torch.baddbmm(down_bias[:, None], hidden.flatten(1, -2), down).relu()
+        return torch.baddbmm(up_bias[:, None], inside, up).view(hidden.shape)
+
+    def _head(self, logits: Tensor, features: Tensor, users: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        def change(_: Tensor, rows: Tensor) -> Tensor:
+            mine = features if len(rows) == len(users) else features[gates[users, -1]]
+            return torch.baddbmm(_rows(weights["head.bias"], rows)[:, None], mine, _rows(weights["head.weight"], rows))
+
+        return _add_where(gates[users, -1], logits, users, change)
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """``tensor[rows]``, without a copy where that is everything in order."""
+    if len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(rows))):
+        return tensor
+    return tensor[rows]
+
+
+def _add_where(on: Tensor, base: Tensor, users: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``base`` plus ``change(base[on], users[on])`` in the rows where ``on`` holds; the others are not computed."""
+    if on.all():
+        return base + change(base, users)
+    if not on.any():
+        return base
+    rows = on.nonzero()[:, 0]
+    return base.index_add(0, rows, change(base[rows], users[rows]))
+
+
+def make_pathways(placement: str, model: PopulationModel, rank: int = 8) -> Pathways:
+    """Pathways of the named placement along ``model``. Raises ``ValueError`` with a suggestion for unknown names."""
+    return PLACEMENTS.get(placement)(model, rank)

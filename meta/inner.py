@@ -1,0 +1,92 @@
+"""The inner loop: a few gradient steps for U users with U different masks, in one graph.
+
+Shapes: U users, N examples per user, P pathways, C classes, K inner steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backbones.pathways import Pathways, Weights
+from users.base import Batch
+
+
+@dataclass(frozen=True)
+class MetaInit:
+    """From where and how fast a user's adapters start.
+
+    Attributes:
+        weights: one set of adapter weights, shared by all users.
+        rates: ``[K, P]`` inner learning rates per step and pathway.
+        adapted: ``[P]`` bool, the pathways that the inner loop changes (ANIL: the head alone); the others are used
+            at their shared weights.
+    """
+
+    weights: Weights
+    rates: Tensor
+    adapted: Tensor
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return self.rates.shape[0]
+
+
+def user_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Each user's mean cross-entropy, ``[U]``."""
+    flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
+    return (flat.view(batch.labels.shape) * batch.weights).sum(1)
+
+
+def stacked(init: MetaInit, users: int) -> Weights:
+    """The shared start for ``users`` users, without copies."""
+    return {key: weight.expand(users, *weight.shape) for key, weight in init.weights.items()}
+
+
+def adapt(
+    pathways: Pathways,
+    init: MetaInit,
+    support: Batch,
+    gates: Tensor,
+    weights: Weights | None = None,
+    *,
+    meta: bool = False,
+    second_order: bool = False,
+) -> Weights:
+    """K full-batch gradient steps on each user's support loss.
+
+    Args:
+        pathways: the pathways to adapt.
+        init: start and learning rates.
+        support: the users' support examples.
+        gates: ``[U, P]`` bool. A pathway that is off is neither computed nor changed.
+        weights: where to start instead of ``init.weights`` (further rounds); stacked, leading dimension U.
+        meta: keep the result differentiable with respect to ``init``.
+        second_order: differentiate through the inner gradients as well (MAML); otherwise they count as constants.
+
+    Returns:
+        Stacked weights. Deterministic: the same arguments give the same result.
+    """
+    weights = stacked(init, len(support)) if weights is None else dict(weights)
+    moving = (gates.any(0) & init.adapted).nonzero()[:, 0].tolist()
+    owners = {key: p for p in moving for key in pathways.keys[p]}
+    if not owners:
+        return weights
+    for step in range(init.steps):
+        with torch.enable_grad():
+            current = {k: weights[k] if meta else weights[k].detach().requires_grad_() for k in owners}
+            loss = user_loss(pathways.logits(support.frozen, weights | current, gates), support).sum()
+            gradients = torch.autograd.grad(loss, list(current.values()), create_graph=second_order)
+        with torch.set_grad_enabled(meta):
+            for (key, p), gradient in zip(owners.items(), gradients, strict=True):
+                weights[key] = current[key] - init.rates[step, p] * gradient
+    return weights if meta else {key: weight.detach() for key, weight in weights.items()}
+
+
+@torch.no_grad()
+def measure(pathways: Pathways, weights: Weights, gates: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Accuracy ``[U]`` and mean cross-entropy ``[U]`` of adapted users on a batch."""
+    logits = pathways.logits(batch.frozen, weights, gates)
+    hits = (logits.argmax(-1) == batch.labels) * batch.weights
+    return hits.sum(1), user_loss(logits, batch)

@@ -1,0 +1,161 @@
+"""Meta-training: the loop around an outer algorithm, with checkpoints from which it goes on exactly."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from backbones.artefacts import ArtefactError, load_artefact, save_artefact
+from backbones.pathways import Pathways
+from meta.inner import MetaInit, adapt, measure
+from meta.masks import sample_masks
+from meta.outer import ALGORITHMS, adapted_pathways
+from users.base import Batch
+
+Log = Callable[[str, float, int], None]
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """How the meta-initialisation is learned.
+
+    Attributes:
+        algorithm: a name from :data:`meta.outer.ALGORITHMS`.
+        steps: outer steps.
+        users: users per outer step.
+        inner_steps: K, gradient steps of a user.
+        inner_rate: where the inner learning rates start.
+        outer_rate: Adam's learning rate, decayed to zero along a cosine.
+        all_on: share of users that are trained with every pathway on; the others draw masks of random density.
+        seed: everything random follows from it and the step number.
+    """
+
+    algorithm: str = "fomaml"
+    steps: int = 2500
+    users: int = 16
+    inner_steps: int = 3
+    inner_rate: float = 0.1
+    outer_rate: float = 3e-3
+    all_on: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ALGORITHMS.get(self.algorithm)
+        for name in ("steps", "users", "inner_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+class MetaTrainer:
+    """Learns a :class:`MetaInit` from train users.
+
+    Args:
+        pathways: the pathways to initialise.
+        support, query: all train users' examples, side by side.
+        config: see :class:`MetaConfig`.
+        folder: where checkpoints go; none are written without.
+    """
+
+    def __init__(
+        self, pathways: Pathways, support: Batch, query: Batch, config: MetaConfig, folder: Path | None = None
+    ) -> None:
+        self.pathways, self.support, self.query, self.config, self.folder = pathways, support, query, config, folder
+        self.step = 0
+        self.weights = {k: w.requires_grad_() for k, w in pathways.start(config.seed).items()}
+        rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
+        self.log_rates = rates.log().requires_grad_()
+        self.optimiser = torch.optim.Adam([*self.weights.values(), self.log_rates], lr=config.outer_rate)
+
+    def init(self) -> MetaInit:
+        """The meta-initialisation as it stands, differentiable with respect to what is learned."""
+        return MetaInit(self.weights, self.log_rates.exp(), adapted_pathways(self.config.algorithm, self.pathways))
+
+    def result(self) -> MetaInit:
+        """The meta-initialisation as constants."""
+        now = self.init()
+        return MetaInit({k: w.detach().clone() for k, w in now.weights.items()}, now.rates.detach().clone(), now.adapted)
+
+    def run(self, log: Log | None = None, every: int = 100) -> MetaInit:
+        """Train from where it stands to the configured number of steps; checkpoint and log ``every`` so many."""
+        total = torch.zeros(())
+        bar = tqdm(total=self.config.steps, initial=self.step, desc=f"meta-train ({self.config.algorithm})", unit="step")
+        with bar:
+            while self.step < self.config.steps:
+                total += self._outer_step()
+                bar.update()
+                if self.step % every == 0 or self.step == self.config.steps:
+                    loss = float(total) / ((self.step - 1) % every + 1)
+                    total.zero_()
+                    bar.set_postfix(query_loss=f"{loss:.3f}", refresh=False)
+                    if log:
+                        log("meta/train_query_loss", loss, self.step)
+                        self._log_rates(log)
+                    self.save()
+        return self.result()
+
+    def _outer_step(self) -> Tensor:
+        config = self.config
+        draw = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        users = torch.randperm(len(self.support), generator=draw)[: config.users]
+        gates = sample_masks(len(users), self.pathways.num_pathways, draw, config.all_on)
+        for group in self.optimiser.param_groups:
+            progress = torch.tensor(torch.pi * self.step / config.steps)
+            group["lr"] = config.outer_rate * float(1 + progress.cos()) / 2
+        outer = ALGORITHMS.get(config.algorithm)
+        objective, loss = outer(self.pathways, self.init(), self.support.rows(users), self.query.rows(users), gates)
+        if not objective.isfinite():
+            raise FloatingPointError(
+                f"the meta-loss became {objective.item()} at step {self.step}; lower inner_rate or outer_rate."
+            )
+        self.optimiser.zero_grad()
+        objective.backward()
+        self.optimiser.step()
+        self.step += 1
+        return loss
+
+    def _log_rates(self, log: Log) -> None:
+        for p, name in enumerate(self.pathways.names):
+            log(f"meta_rate/{name}", float(self.log_rates[:, p].exp().mean()), self.step)
+
+    def save(self) -> None:
+        """Write a checkpoint: weights, rates, Adam's moments and the step number."""
+        if self.folder is None:
+            return
+        tensors = self._tensors()
+        for name, tensor in self._tensors().items():
+            for moment, value in self.optimiser.state.get(tensor, {}).items():
+                tensors[f"{name}/{moment}"] = torch.as_tensor(value)
+        save_artefact(self.folder / "meta-checkpoint", "meta checkpoint", tensors, {"step": self.step, **asdict(self.config)})
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint. Raises :class:`ArtefactError` if it is of another configuration."""
+        assert self.folder is not None
+        tensors, meta = load_artefact(self.folder / "meta-checkpoint", "meta checkpoint")
+        step = meta.pop("step")
+        if meta != asdict(self.config):
+            changed = sorted(k for k in meta if meta[k] != asdict(self.config).get(k))
+            raise ArtefactError(f"the checkpoint in {self.folder} was made with other settings of {changed}.")
+        for name, tensor in self._tensors().items():
+            tensor.data.copy_(tensors[name])
+            prefix = f"{name}/"
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                self.optimiser.state[tensor] = state
+        self.step = step
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.weights, "log_rates": self.log_rates}
+
+
+def adapted_accuracy(
+    pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor, chunk: int = 64
+) -> Tensor:
+    """Each user's query accuracy ``[U]`` after adaptation with their own row of ``gates [U, P]``."""
+    found = []
+    for users in torch.arange(len(support)).split(chunk):
+        weights = adapt(pathways, init, support.rows(users), gates[users])
+        found.append(measure(pathways, weights, gates[users], query.rows(users))[0])
+    return torch.cat(found)
