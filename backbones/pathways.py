@@ -70,13 +70,18 @@ class Pathways(ABC):
         """Run the frozen part on ``inputs [M, ...]``; no gradients."""
 
     @abstractmethod
-    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
+    def pool(self, pathway: int, frozen: Frozen) -> Tensor:
+        """What a pathway reads, as one vector per example: ``[U, N, width_p]``."""
+
+    @abstractmethod
+    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """Logits of U users at once.
 
         Args:
             frozen: sites ``[U, N, ..., width_p]``.
             weights: stacked, leading dimension U.
             gates: ``[U, P]`` bool. A pathway that is off is not computed for that user.
+            changes: if given, ``[U, P]`` to be filled with ``||delta|| / ||h||`` where a pathway is on.
 
         Returns:
             ``[U, N, C]``.
@@ -128,7 +133,15 @@ class InlinePathways(Pathways):
             sites.append(hidden.tensor.movedim(backbone.channel_axis, -1).contiguous())
         return Frozen((*sites, backbone.readout(hidden)), hidden.context)
 
-    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
+    def pool(self, pathway: int, frozen: Frozen) -> Tensor:
+        """See :meth:`Pathways.pool`."""
+        site = frozen.sites[pathway]
+        if pathway == self.num_pathways - 1:
+            return site
+        hidden = self._flat(site, frozen.context, torch.arange(len(site)))
+        return self.model.backbone.pool(hidden).unflatten(0, site.shape[:2])
+
+    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`."""
         last = self.num_pathways - 1
         first = torch.where(gates.any(1), gates.int().argmax(1), last)
@@ -145,13 +158,37 @@ class InlinePathways(Pathways):
                 joined = _rows(frozen.sites[p], joining)
                 hidden = joined if hidden is None else torch.cat([hidden, joined])
             if hidden is not None:
-                hidden = self._adapter(p, hidden, running, weights, gates)
+                hidden = self._add(p, hidden, hidden, running, weights, gates, changes)
         features = _rows(frozen.sites[last], order[len(running) :])
         if hidden is not None:
             features = torch.cat([self._readout(hidden, frozen.context, running), features])
         logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
-        logits = self._head(logits, features, order, weights, gates)
+        logits = self._add(last, logits, features, order, weights, gates, changes)
         return _rows(logits, order.argsort())
+
+    def _add(
+        self, p: int, base: Tensor, read: Tensor, users: Tensor, weights: Weights, gates: Tensor, changes: Tensor | None
+    ) -> Tensor:
+        """``base [R, N, ...]`` plus what pathway p makes of ``read``, for those of the running users who have it on."""
+        rows = gates[users, p].nonzero()[:, 0]
+        if not len(rows):
+            return base
+        delta = self._delta(p, _rows(read, rows), weights, users[rows])
+        if changes is not None:
+            before = _rows(base, rows).detach().flatten(1).norm(dim=1)
+            changes[users[rows], p] = delta.detach().flatten(1).norm(dim=1) / before.clamp_min(1e-12)
+        return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta)
+
+    def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
+        """Pathway p on ``read [R, N, ..., width_p]`` of the users (rows of the stacked weights) ``[R]``."""
+
+        def part(name: str) -> Tensor:
+            return _rows(weights[f"{self.names[p]}.{name}"], users)
+
+        if p == self.num_pathways - 1:
+            return torch.baddbmm(part("bias")[:, None], read, part("weight"))
+        inside = torch.baddbmm(part("down_bias")[:, None], read.flatten(1, -2), part("down")).relu()
+        return torch.baddbmm(part("up_bias")[:, None], inside, part("up")).view(read.shape)
 
     def _flat(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Hidden:
         """``[R, N, ..., width]`` as the backbone wants it, ``[R * N, ...]`` with channels on their own axis."""
@@ -166,40 +203,12 @@ class InlinePathways(Pathways):
     def _readout(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
         return self.model.backbone.readout(self._flat(hidden, context, users)).unflatten(0, hidden.shape[:2])
 
-    def _adapter(self, p: int, hidden: Tensor, users: Tensor, weights: Weights, gates: Tensor) -> Tensor:
-        """Add pathway p's change for those of the running users who have it on."""
-        return _add_where(gates[users, p], hidden, users, lambda h, rows: self.delta(p, h, weights, rows))
-
-    def delta(self, p: int, hidden: Tensor, weights: Weights, users: Tensor) -> Tensor:
-        """What adapter p adds to ``hidden [R, N, ..., width]`` of the users (rows of the stacked weights) ``[R]``."""
-        name = self.names[p]
-        down, down_bias, up, up_bias = (_rows(weights[f"{name}.{x}"], users) for x in ("down", "down_bias", "up", "up_bias"))
-        inside = torch.baddbmm(down_bias[:, None], hidden.flatten(1, -2), down).relu()
-        return torch.baddbmm(up_bias[:, None], inside, up).view(hidden.shape)
-
-    def _head(self, logits: Tensor, features: Tensor, users: Tensor, weights: Weights, gates: Tensor) -> Tensor:
-        def change(_: Tensor, rows: Tensor) -> Tensor:
-            mine = features if len(rows) == len(users) else features[gates[users, -1]]
-            return torch.baddbmm(_rows(weights["head.bias"], rows)[:, None], mine, _rows(weights["head.weight"], rows))
-
-        return _add_where(gates[users, -1], logits, users, change)
-
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """``tensor[rows]``, without a copy where that is everything in order."""
     if len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(rows))):
         return tensor
     return tensor[rows]
-
-
-def _add_where(on: Tensor, base: Tensor, users: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``base`` plus ``change(base[on], users[on])`` in the rows where ``on`` holds; the others are not computed."""
-    if on.all():
-        return base + change(base, users)
-    if not on.any():
-        return base
-    rows = on.nonzero()[:, 0]
-    return base.index_add(0, rows, change(base[rows], users[rows]))
 
 
 def make_pathways(placement: str, model: PopulationModel, rank: int = 8) -> Pathways:

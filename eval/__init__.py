@@ -1,1 +1,5 @@
-"""placeholder"""
+"""The harness: results over several runs."""
+
+from dynamic_sparse_adapters import check_names
+
+check_names()

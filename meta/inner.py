@@ -32,6 +32,16 @@ class MetaInit:
         """K."""
         return self.rates.shape[0]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as one flat dict, for saving and hashing."""
+        return {"rates": self.rates, "adapted": self.adapted, **{f"weights/{k}": w for k, w in self.weights.items()}}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> "MetaInit":
+        """The inverse of :meth:`tensors`."""
+        weights = {k.removeprefix("weights/"): w for k, w in tensors.items() if k.startswith("weights/")}
+        return MetaInit(weights, tensors["rates"], tensors["adapted"])
+
 
 def user_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Each user's mean cross-entropy, ``[U]``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from backbones.artefacts import ArtefactError, load_artefact, save_artefact
+from backbones.artefacts import ArtefactError, exists, load_artefact, save_artefact
 from backbones.pathways import Pathways
 from meta.inner import MetaInit, adapt, measure
 from meta.masks import sample_masks
@@ -34,11 +34,11 @@ class MetaConfig:
     """
 
     algorithm: str = "fomaml"
-    steps: int = 2500
+    steps: int = 2000
     users: int = 16
     inner_steps: int = 3
     inner_rate: float = 0.1
-    outer_rate: float = 3e-3
+    outer_rate: float = 1e-2
     all_on: float = 0.5
     seed: int = 0
 
@@ -130,9 +130,14 @@ class MetaTrainer:
                 tensors[f"{name}/{moment}"] = torch.as_tensor(value)
         save_artefact(self.folder / "meta-checkpoint", "meta checkpoint", tensors, {"step": self.step, **asdict(self.config)})
 
-    def resume(self) -> None:
-        """Go on from the folder's checkpoint. Raises :class:`ArtefactError` if it is of another configuration."""
-        assert self.folder is not None
+    def resume_if_possible(self) -> None:
+        """Go on from the folder's checkpoint, if there is one.
+
+        Raises:
+            ArtefactError: if the checkpoint is damaged or of another configuration.
+        """
+        if self.folder is None or not exists(self.folder / "meta-checkpoint"):
+            return
         tensors, meta = load_artefact(self.folder / "meta-checkpoint", "meta checkpoint")
         step = meta.pop("step")
         if meta != asdict(self.config):

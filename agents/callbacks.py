@@ -1,0 +1,132 @@
+"""What happens during PPO training besides learning: curves, the best policy by val users, checkpoints."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Image
+from tqdm.auto import tqdm
+
+from agents.checkpoint import choose_masks, save_checkpoint, save_policy
+from envs.core import PathwaySelection
+from envs.rendering import gates_as_image
+from envs.scenario import Scenario
+
+
+class Curves(BaseCallback):
+    """Logs the parts of the training reward, and moves a progress bar.
+
+    Args:
+        progress: whether to show the bar.
+    """
+
+    def __init__(self, progress: bool) -> None:
+        super().__init__()
+        self.progress = progress
+        self._bar: tqdm | None = None
+
+    def _on_training_start(self) -> None:
+        total = self.locals["total_timesteps"]
+        self._bar = tqdm(
+            total=total, initial=self.num_timesteps, desc="train the gating policy", unit="step", disable=not self.progress
+        )
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            for name in ("accuracy", "cost", "active_fraction"):
+                self.logger.record_mean(f"train_users/{name}", info[name])
+        assert self._bar is not None
+        self._bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_training_end(self) -> None:
+        assert self._bar is not None
+        self._bar.close()
+
+
+class BestOnVal(BaseCallback):
+    """Every so often: the deterministic policy on all val users' query examples, the best one kept, a checkpoint.
+
+    Both happen between two rollouts, so that a resumed run goes on exactly.
+
+    Args:
+        scenario: whose val users.
+        core: the training environment's core, for the checkpoint.
+        cost_weight: lambda.
+        every: timesteps between two evaluations.
+        folder: gets ``policy`` (the best one) and ``checkpoint`` (the latest).
+        meta: what :func:`agents.checkpoint.save_policy` needs.
+    """
+
+    def __init__(
+        self, scenario: Scenario, core: PathwaySelection, cost_weight: float, every: int, folder: Path, meta: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.scenario, self.core, self.cost_weight = scenario, core, cost_weight
+        self.every, self.folder, self.meta = every, folder, meta
+        self.best = -np.inf
+        self.next_at = 0
+        self.stop_asked = False
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.stop_asked:
+            self.evaluate_and_save()
+            raise KeyboardInterrupt
+        if self.num_timesteps >= self.next_at:
+            self.next_at = (self.num_timesteps // self.every + 1) * self.every
+            self.evaluate_and_save()
+
+    def _on_training_end(self) -> None:
+        self.evaluate_and_save()
+
+    def evaluate_and_save(self) -> None:
+        """Log the val users' figures; keep the policy if it is the best yet; write a checkpoint."""
+        users = self.scenario.users("val")
+        masks = choose_masks(self.model.policy, self.scenario, users)
+        outcome = self.scenario.oracle.evaluate(users, masks, "query")
+        rewards = outcome.reward(self.cost_weight)
+        figures = {
+            "reward": rewards.mean(),
+            "accuracy": outcome.accuracy.mean(),
+            "cost": outcome.cost.mean(),
+            "active_fraction": masks.mean(),
+            "reward_spread": rewards.std(),
+            "distinct_masks": len(np.unique(masks, axis=0)),
+        }
+        for name, value in figures.items():
+            self.logger.record(f"val_users/{name}", float(value))
+        for name, rate in zip(self.scenario.pathways, masks.mean(0), strict=True):
+            self.logger.record(f"gate_rate/{name}", float(rate))
+        shown = [mask.astype(np.int8) for mask in masks[:48]]
+        image = gates_as_image(len(self.scenario.pathways), shown, height=len(shown))
+        self.logger.record("gates", Image(image, "HWC"), exclude=("stdout", "log", "json", "csv"))
+        self.logger.dump(self.num_timesteps)
+        if rewards.mean() > self.best:
+            self.best = float(rewards.mean())
+            save_policy(self.folder / "policy", self.model, {**self.meta, "val_reward": self.best, "at": self.num_timesteps})
+        save_checkpoint(self.folder / "checkpoint", self.model, self.core, {"best": self.best, "next_at": self.next_at})
+        self.scenario.save()
+
+
+@contextmanager
+def stop_between_rollouts(saver: BestOnVal) -> Iterator[None]:
+    """Within: the first Ctrl-C saves and stops after the present rollout, a second one stops at once."""
+
+    def ask(signum: int, frame: Any) -> None:
+        if saver.stop_asked:
+            raise KeyboardInterrupt
+        saver.stop_asked = True
+        tqdm.write("stopping after this rollout; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,100 @@
+"""Policies and training state as safetensors and JSON. Nothing is pickled; a stranger's policy runs no code on load."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from agents.policies import POLICIES
+from backbones.artefacts import ArtefactError, load_artefact, save_artefact
+from envs.core import PathwaySelection
+from envs.oracles import Plans, Users
+from envs.scenario import Scenario
+
+POLICY, CHECKPOINT = "gating policy", "training checkpoint"
+
+
+def save_policy(path: Path, model: PPO, meta: dict[str, Any]) -> None:
+    """Save the policy network.
+
+    Args:
+        path: without suffix.
+        model: whose policy.
+        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, and ``pathways``.
+    """
+    save_artefact(path, POLICY, model.policy.state_dict(), meta)
+
+
+def load_policy(path: Path, scenario: Scenario) -> tuple[ActorCriticPolicy, dict[str, Any]]:
+    """The policy and its meta, fit for a scenario's observations.
+
+    Raises:
+        ArtefactError: if it is damaged or was trained on other pathways.
+    """
+    tensors, meta = load_artefact(path, POLICY)
+    if list(scenario.pathways) != meta["pathways"]:
+        raise ArtefactError(
+            f"the policy in {path} was trained on the pathways {meta['pathways']}, this scenario has "
+            f"{list(scenario.pathways)}."
+        )
+    core = PathwaySelection(scenario, "train", cost_weight=0.0, rounds=1, slots=1)
+    named = POLICIES[meta["policy"]]
+    kind = PPO.policy_aliases[named] if isinstance(named, str) else named
+    policy = kind(core.observation_space, core.action_space, lambda _: 0.0, **meta["policy_kwargs"])
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtefactError(f"the policy in {path} does not fit this scenario's observations: {error}") from error
+    policy.set_training_mode(False)
+    return policy, meta
+
+
+def choose_masks(policy: ActorCriticPolicy, scenario: Scenario, users: Users) -> Plans:
+    """The deterministic policy's masks ``[B, P]`` for users ``[B]``, from their support sets."""
+    observation = {"user": scenario.embeddings[users], "pathways": scenario.statistics[users]}
+    return policy.predict(observation, deterministic=True)[0].astype(bool)
+
+
+def save_checkpoint(path: Path, model: PPO, core: PathwaySelection, extra: dict[str, Any]) -> None:
+    """Everything that training needs to go on as if it had not stopped, taken between two rollouts."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    tensors: dict[str, Tensor] = {f"policy/{k}": v for k, v in model.policy.state_dict().items()}
+    optimiser = model.policy.optimizer.state_dict()["state"]
+    for index, moments in optimiser.items():
+        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors["torch_rng"] = torch.get_rng_state()
+    tensors["numpy_rng"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    meta = {
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "numpy_rng": [kind, position, has_gauss, cached],
+        "env": core.state(),
+        **extra,
+    }
+    save_artefact(path, CHECKPOINT, tensors, meta)
+
+
+def restore_checkpoint(path: Path, model: PPO, core: PathwaySelection) -> dict[str, Any]:
+    """Take over a checkpoint; returns its meta. Raises :class:`ArtefactError` if it is damaged."""
+    tensors, meta = load_artefact(path, CHECKPOINT)
+    model.policy.load_state_dict({k.removeprefix("policy/"): v for k, v in tensors.items() if k.startswith("policy/")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser/"):
+            _, index, moment = name.split("/")
+            state.setdefault(int(index), {})[moment] = value
+    model.policy.optimizer.load_state_dict({**model.policy.optimizer.state_dict(), "state": state})
+    core.restore(meta["env"])
+    model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
+    model._last_obs = core.observe(np.arange(len(core.users)))
+    model._last_episode_starts = core.done == 0
+    kind, position, has_gauss, cached = meta["numpy_rng"]
+    np.random.set_state((kind, tensors["numpy_rng"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["torch_rng"])
+    return meta
+
+

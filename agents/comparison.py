@@ -1,0 +1,239 @@
+"""The policy and its rivals on users never seen: one result per method, and what may be concluded from them."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.bootstrap import GapClosed, Interval, gap_closed, paired_difference
+from agents.rivals import best_static, random_masks, searched, shuffled_masks, thresholded
+from envs.oracles import Plans, Users
+from envs.scenario import Scenario
+
+METHODS = (
+    "ppo",
+    "all_on",
+    "all_off",
+    "best_static",
+    "random",
+    "shuffled",
+    "gradient_norm",
+    "relative_gradient",
+    "validation_search",
+    "all_on_all_labels",
+)
+EXTRA = ("support_search", "ppo_all_labels")
+"""For comparisons at equal labels: a search that may use the support alone, and the policy's masks adapted on all."""
+RANDOM_DRAWS = SHUFFLES = 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on U users; draws (of random or shuffled masks) are averaged per user.
+
+    Attributes:
+        accuracy, cost, active_fraction: ``[U]``, accuracy on query examples.
+        masks: ``[U, P]``, of the first draw.
+        labels_used: mean number of the user's labels that the method looked at.
+    """
+
+    accuracy: NDArray[np.float64]
+    cost: NDArray[np.float64]
+    active_fraction: NDArray[np.float64]
+    masks: Plans
+    labels_used: float
+
+    def reward(self, cost_weight: float) -> NDArray[np.float64]:
+        """``[U]``."""
+        return self.accuracy - cost_weight * self.cost
+
+    def summary(self, cost_weight: float) -> dict[str, float]:
+        """Means over users, as in ``summary.json``."""
+        return {
+            "reward": float(self.reward(cost_weight).mean()),
+            "accuracy": float(self.accuracy.mean()),
+            "cost": float(self.cost.mean()),
+            "active_fraction": float(self.active_fraction.mean()),
+            "distinct_masks": len(np.unique(self.masks, axis=0)),
+            "labels_used": self.labels_used,
+        }
+
+
+def compare(
+    scenario: Scenario, choose: Callable[[Users], Plans], cost_weight: float, seed: int, split: str = "test"
+) -> dict[str, Result]:
+    """Run every method on a split's users.
+
+    Args:
+        scenario: whose users.
+        choose: the gating policy, ``users [U] -> masks [U, P]``.
+        cost_weight: lambda.
+        seed: of the random rivals.
+        split: ``test`` for reports.
+    """
+    users, shape = scenario.users(split), (len(scenario.users(split)), len(scenario.pathways))
+    rng = np.random.default_rng([seed, 77])
+    mine = choose(users)
+    static = np.repeat(best_static(scenario, cost_weight, seed)[None], len(users), axis=0)
+    on, off = np.ones(shape, dtype=bool), np.zeros(shape, dtype=bool)
+
+    def tried(role: str, label: str) -> Plans:
+        return searched(scenario, users, cost_weight, role, static[:1], label)
+
+    few = scenario.label_counts["support"][users]
+    every = few + scenario.label_counts["validation"][users]
+    none = np.zeros_like(few)
+
+    def result(draws: Sequence[Plans], labels: NDArray[np.int64], role: str = "query") -> Result:
+        return _result(scenario, users, draws, labels, role)
+
+    found = {
+        "ppo": result([mine], few),
+        "all_on": result([on], few),
+        "all_off": result([off], none),
+        "best_static": result([static], few),
+        "random": result([random_masks(mine, scenario.oracle.costs, rng) for _ in range(RANDOM_DRAWS)], few),
+        "shuffled": result([shuffled_masks(mine, rng) for _ in range(SHUFFLES)], few),
+    }
+    for score in ("gradient_norm", "relative_gradient"):
+        found[score] = result([thresholded(scenario, users, cost_weight, score)], few)
+    found["validation_search"] = result([tried("validation", "search on validation labels")], every)
+    found["all_on_all_labels"] = result([on], every, "query_all_labels")
+    found["support_search"] = result([tried("support_halves", "search on the support alone")], few)
+    found["ppo_all_labels"] = result([mine], every, "query_all_labels")
+    return found
+
+
+def _result(scenario: Scenario, users: Users, draws: Sequence[Plans], labels: NDArray[np.int64], role: str) -> Result:
+    outcomes = [scenario.oracle.evaluate(users, masks, role) for masks in draws]
+    return Result(
+        np.mean([o.accuracy for o in outcomes], axis=0),
+        np.mean([o.cost for o in outcomes], axis=0),
+        np.mean([masks.mean(1) for masks in draws], axis=0),
+        draws[0],
+        float(labels.mean()),
+    )
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """Paired over users and pooled over seeds: the policy against the two rivals that matter most, and the gap."""
+
+    minus_static: Interval
+    minus_shuffled: Interval
+    gap: GapClosed
+
+
+def conclude(runs: Sequence[Mapping[str, NDArray[np.float64]]]) -> Conclusions:
+    """Draw conclusions from per-user rewards ``[U]`` by method, one mapping per seed."""
+    by = {name: [run[name] for run in runs] for name in ("ppo", "best_static", "shuffled", "validation_search")}
+    return Conclusions(
+        paired_difference(by["ppo"], by["best_static"]),
+        paired_difference(by["ppo"], by["shuffled"]),
+        gap_closed(by["ppo"], by["best_static"], by["validation_search"]),
+    )
+
+
+def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]:
+    """The ``test`` part of ``summary.json``."""
+    done = conclude([{name: result.reward(cost_weight) for name, result in found.items()}])
+
+    def difference(interval: Interval) -> dict[str, Any]:
+        return {"reward": interval.mean, "ci95": [interval.low, interval.high]}
+
+    return {
+        "n_users": len(found["ppo"].accuracy),
+        "methods": {name: found[name].summary(cost_weight) for name in METHODS},
+        "equal_labels": {name: found[name].summary(cost_weight) for name in EXTRA},
+        "ppo_minus_best_static": difference(done.minus_static),
+        "ppo_minus_shuffled": difference(done.minus_shuffled),
+        "gap_closed": done.gap.value,
+        "gap_closed_ci95": done.gap.ci95,
+        "gap_closed_reason": done.gap.reason,
+    }
+
+
+def table(summary: Mapping[str, Any], cost_weight: float) -> str:
+    """The held-out table as Markdown, with what follows from it."""
+    test = summary["test"]
+    lines = [
+        f"| method | reward (cost weight {cost_weight:g}) | accuracy | cost | pathways on | distinct masks | labels used |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in {**test["methods"], **test["equal_labels"]}.items():
+        lines.append(
+            f"| {name} | {row['reward']:.3f} | {row['accuracy']:.3f} | {row['cost']:.3f} | {row['active_fraction']:.0%} "
+            f"| {row['distinct_masks']} | {row['labels_used']:.0f} |"
+        )
+    lines += ["", *_sentences(test)]
+    return "\n".join(lines)
+
+
+def _sentences(test: Mapping[str, Any]) -> list[str]:
+    out = []
+    for key, rival in (("ppo_minus_best_static", "best_static"), ("ppo_minus_shuffled", "shuffled")):
+        low, high = test[key]["ci95"]
+        verdict = "above" if low > 0 else "below" if high < 0 else "no difference shown"
+        out.append(f"ppo - {rival}: {test[key]['reward']:+.4f} [{low:+.4f}, {high:+.4f}] ({verdict})")
+    if test["gap_closed"] is None:
+        out.append(f"gap closed: not defined, {test['gap_closed_reason']}")
+    else:
+        low, high = test["gap_closed_ci95"]
+        out.append(f"gap closed: {test['gap_closed']:.2f} [{low:.2f}, {high:.2f}]")
+    users = test["n_users"]
+    out.append(
+        f"{users} held-out users; 95% paired bootstrap over users. Simulated users of a split share images: the intervals "
+        "describe new users of the same image pool."
+    )
+    return out
+
+
+def group_table(scenario: Scenario, found: Mapping[str, Result], split: str = "test") -> str:
+    """Accuracy of four methods by group of users, as Markdown."""
+    groups = np.array(scenario.groups)[scenario.users(split)]
+    shown = ("all_off", "all_on", "best_static", "ppo")
+    lines = [f"| users | number | {' | '.join(shown)} |", "| --- | --- " + "| --- " * len(shown) + "|"]
+    for group in sorted(set(groups)):
+        rows = groups == group
+        values = " | ".join(f"{found[name].accuracy[rows].mean():.3f}" for name in shown)
+        lines.append(f"| {group} | {rows.sum()} | {values} |")
+    return "\n".join(lines)
+
+
+def leakage_line(scenario: Scenario) -> str:
+    """``all_off`` on train users beside val users: far apart, something was fitted on what is rewarded."""
+    means = []
+    for split in ("train", "val"):
+        users = scenario.users(split)
+        off = np.zeros((len(users), len(scenario.pathways)), dtype=bool)
+        means.append(scenario.oracle.evaluate(users, off).accuracy.mean())
+    return f"all_off on validation examples: {means[0]:.3f} of train users, {means[1]:.3f} of val users"
+
+
+def user_rows(scenario: Scenario, found: Mapping[str, Result], cost_weight: float, split: str = "test") -> str:
+    """CSV text: one row per user with their facts and every method's mask, accuracy, cost and reward."""
+    users = scenario.users(split)
+    facts = sorted({key for u in users for key in scenario.user_info[u]})
+    fields = ("mask", "accuracy", "cost", "reward")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["user", "group", *facts, *(f"{name}_{field}" for name in found for field in fields)])
+    for row, user in enumerate(users):
+        cells: list[Any] = [scenario.user_ids[user], scenario.groups[user]]
+        cells += [scenario.user_info[user].get(key, "") for key in facts]
+        for result in found.values():
+            accuracy, cost = float(result.accuracy[row]), float(result.cost[row])
+            mask = "".join(str(int(bit)) for bit in result.masks[row])
+            cells += [mask, accuracy, cost, accuracy - cost_weight * cost]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def to_json(summary: Mapping[str, Any]) -> bytes:
+    """Indented JSON."""
+    return json.dumps(summary, indent=1, default=asdict).encode()

@@ -1,0 +1,80 @@
+"""The held-out table of a run: ``python -m agents.evaluate RUN``.
+
+Loads the best policy (by val users) and measures it beside its rivals on users never seen. Writes ``summary.json``,
+``users.csv`` (one row per user) and ``table.md`` into the run's folder. Nothing is unpickled.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.checkpoint import choose_masks, load_policy
+from agents.comparison import compare, group_table, leakage_line, summarise, table, to_json, user_rows
+from agents.run import RunConfig
+from backbones.artefacts import ArtefactError, write_atomically
+
+
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Measure a run's policy and its rivals on test users, print the table and write the files.
+
+    Raises:
+        FileNotFoundError: if the folder is no run.
+        ArtefactError: if its policy is missing or damaged.
+    """
+    config = RunConfig.load(folder)
+    scenario = config.scenario()
+    policy, _ = load_policy(folder / "policy", scenario)
+    start = time.perf_counter()
+    found = compare(scenario, lambda users: choose_masks(policy, scenario, users), config.cost_weight, config.seed)
+    leakage = leakage_line(scenario)
+    scenario.save()
+    write_seconds(folder, {"evaluate": time.perf_counter() - start})
+    summary = {
+        "env": config.env,
+        "seed": config.seed,
+        "total_timesteps": config.total_timesteps,
+        "cost_weight": config.cost_weight,
+        "wall_seconds": read_seconds(folder),
+        "test": summarise(found, config.cost_weight),
+    }
+    text = "\n\n".join([table(summary, config.cost_weight), group_table(scenario, found), leakage])
+    write_atomically(folder / "summary.json", to_json(summary))
+    write_atomically(folder / "users.csv", user_rows(scenario, found, config.cost_weight).encode())
+    write_atomically(folder / "table.md", (text + "\n").encode())
+    print(f"\n{text}")
+    return summary
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Wall-clock seconds per stage so far; 0 for a stage that came from the cache."""
+    path = folder / "seconds.json"
+    empty = dict.fromkeys(("pretrain", "meta", "ppo", "evaluate"), 0.0)
+    return empty | (json.loads(path.read_text()) if path.exists() else {})
+
+
+def write_seconds(folder: Path, seconds: dict[str, float]) -> None:
+    """Remember what some stages took."""
+    write_atomically(folder / "seconds.json", json.dumps(read_seconds(folder) | seconds).encode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m agents.evaluate", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, as agents.train_ppo named it")
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.num_threads)
+    try:
+        evaluate_run(args.run)
+    except (ValueError, FileNotFoundError, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Other ways to choose masks, which the learned policy is always shown beside.
+
+Every function returns masks ``[B, P]`` bool for users given by position ``[B]``. Choices for a population are made on
+train users (``best_static``) or val users (thresholds), never on those they are reported for.
+"""
+
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from envs.oracles import Outcome, Plans, Users
+from envs.scenario import Scenario
+
+EXHAUSTIVE = 8
+"""Up to this many pathways every mask is tried."""
+SAMPLED = 256
+
+
+def all_masks(pathways: int) -> Plans:
+    """Every mask of P pathways, ``[2^P, P]``; the first is all zero, the last all one."""
+    return (np.arange(2**pathways)[:, None] >> np.arange(pathways) & 1).astype(bool)
+
+
+def candidate_masks(pathways: int, rng: np.random.Generator, always: Plans | None = None) -> Plans:
+    """Masks that searches try: every one if P <= 8, else at least 256 of random density with all-on, all-off and ``always``."""
+    if pathways <= EXHAUSTIVE:
+        return all_masks(pathways)
+    named = [np.ones((1, pathways), dtype=bool), np.zeros((1, pathways), dtype=bool)]
+    named += [] if always is None else [np.atleast_2d(always)]
+    drawn = np.unique(rng.random((2 * SAMPLED, pathways)) < rng.random((2 * SAMPLED, 1)), axis=0)
+    return np.unique(np.concatenate([*named, rng.permutation(drawn)[:SAMPLED]]), axis=0)
+
+
+def outcome_table(scenario: Scenario, users: Users, masks: Plans, role: str, label: str) -> Outcome:
+    """Every mask for every user, each field ``[B, M]``, with a progress bar.
+
+    Masks are asked in the order of their first active pathway, so that batches start as deep as they can.
+    """
+    first = np.where(masks.any(1), masks.argmax(1), masks.shape[1])
+    fields = np.empty((3, len(users), len(masks)))
+    for m in tqdm(np.argsort(first, kind="stable"), desc=label, unit="mask"):
+        plans = np.repeat(masks[m][None], len(users), axis=0)
+        outcome = scenario.oracle.evaluate(users, plans, role)
+        fields[:, :, m] = outcome.accuracy, outcome.loss, outcome.cost
+    return Outcome(*fields)
+
+
+def best_static(scenario: Scenario, cost_weight: float, seed: int = 0) -> NDArray[np.bool_]:
+    """The mask ``[P]`` with the highest mean validation reward over train users.
+
+    Found by successive halving (Karnin et al. 2013): all candidates on a few train users, the better quarter on more,
+    the last four on every train user.
+    """
+    rng = np.random.default_rng(seed)
+    users = rng.permutation(scenario.users("train"))
+    masks = candidate_masks(len(scenario.pathways), rng)
+    shown = max(1, min(40, len(users)))
+    while len(masks) > 4 and shown < len(users):
+        table = outcome_table(scenario, users[:shown], masks, "validation", f"best static mask: {len(masks)} left")
+        order = np.argsort(-table.reward(cost_weight).mean(0), kind="stable")
+        masks, shown = masks[order[: max(4, len(masks) // 4)]], min(3 * shown, len(users))
+    table = outcome_table(scenario, users, masks, "validation", "best static mask: final")
+    return masks[table.reward(cost_weight).mean(0).argmax()]
+
+
+def searched(scenario: Scenario, users: Users, cost_weight: float, role: str, always: Plans, label: str) -> Plans:
+    """Each user's own best mask among the candidates by reward on ``role``; ties go to the cheapest."""
+    masks = candidate_masks(len(scenario.pathways), np.random.default_rng(0), always)
+    rewards = outcome_table(scenario, users, masks, role, label).reward(cost_weight)
+    return masks[(rewards - 1e-9 * (masks @ scenario.oracle.costs)).argmax(1)]
+
+
+def thresholded(scenario: Scenario, users: Users, cost_weight: float, score: str) -> Plans:
+    """Pathways whose score is at least a threshold, the one of 33 with the highest query reward on val users.
+
+    Args:
+        scenario, users, cost_weight: as everywhere.
+        score: ``gradient_norm``, or ``relative_gradient`` (gradient norm over weight norm, after Lee et al. 2022,
+            "Surgical fine-tuning").
+    """
+    scores, val = scenario.scores[score], scenario.users("val")
+    thresholds = np.quantile(scores[val], np.linspace(0, 1, 32)).tolist() + [np.inf]
+    rewards = [
+        scenario.oracle.evaluate(val, scores[val] >= t, "query").reward(cost_weight).mean()
+        for t in tqdm(thresholds, desc=f"threshold on {score}", unit="threshold")
+    ]
+    return scores[users] >= thresholds[int(np.argmax(rewards))]
+
+
+def random_masks(masks: Plans, costs: NDArray[np.float64], rng: np.random.Generator) -> Plans:
+    """Independent bits, all with the one probability at which the mean cost is that of ``masks``."""
+    return rng.random(masks.shape) < (masks @ costs).mean() / costs.sum()
+
+
+def shuffled_masks(masks: Plans, rng: np.random.Generator) -> Plans:
+    """The same masks dealt to other users: nobody keeps their own place."""
+    if len(masks) < 2:
+        raise ValueError("masks can be shuffled only between two users or more.")
+    order = rng.permutation(len(masks))
+    dealt = np.empty_like(masks)
+    dealt[order] = masks[np.roll(order, 1)]
+    return dealt
+
+

@@ -1,0 +1,102 @@
+"""A run's folder and its settings: what the command line, the YAML file and the defaults come to."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.policies import POLICIES
+from backbones.artefacts import write_atomically
+from backbones.registry import did_you_mean
+from envs import known_spec
+from envs.scenario import Scenario, load_scenario
+
+PPO_SETTINGS = frozenset(
+    "n_steps batch_size n_epochs learning_rate ent_coef vf_coef clip_range max_grad_norm gamma gae_lambda target_kl "
+    "normalize_advantage".split()
+)
+OTHER_SETTINGS = frozenset({"n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        env: id. seed: of the scenario (where it takes one) and of PPO. cost_weight: lambda.
+        total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
+        n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
+        ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
+    """
+
+    env: str
+    seed: int
+    cost_weight: float
+    total_timesteps: int
+    eval_freq: int
+    n_envs: int
+    policy: str
+    policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    ppo: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
+        for name in ("total_timesteps", "eval_freq", "n_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def rounds(self) -> int:
+        """Decisions per episode."""
+        return self.env_kwargs.get("rounds", 1)
+
+    def scenario(self) -> Scenario:
+        """The environment's scenario, built with this run's seed."""
+        kwargs = {**known_spec(self.env).kwargs, "seed": self.seed, **self.env_kwargs}
+        kwargs.pop("rounds", None)
+        return load_scenario(kwargs.pop("scenario"), **kwargs)
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json``."""
+        write_atomically(folder / "config.json", json.dumps(asdict(self), indent=1).encode())
+
+    @staticmethod
+    def load(folder: Path) -> "RunConfig":
+        """Read ``config.json``. Raises ``FileNotFoundError`` with the cure if the folder is no run."""
+        path = folder / "config.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} is not a run: it has no config.json. Give the folder that training named.")
+        return RunConfig(**json.loads(path.read_text()))
+
+
+def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:
+    """The YAML entry for an id (or ``default``), changed by ``name:value`` overrides.
+
+    Raises:
+        ValueError: for a name that is not a setting, with a suggestion, or an override without a colon.
+    """
+    known_spec(env_id)
+    entries = yaml.safe_load(files("agents").joinpath("hyperparameters/ppo.yml").read_text())
+    settings = {**entries["default"], **entries.get(env_id, {})}
+    for override in overrides:
+        name, colon, value = override.partition(":")
+        if not colon:
+            raise ValueError(f"-P takes name:value, got {override!r}.")
+        if name not in PPO_SETTINGS | OTHER_SETTINGS:
+            raise ValueError(f"unknown hyperparameter {name!r}. {did_you_mean(name, PPO_SETTINGS | OTHER_SETTINGS)}")
+        settings[name] = yaml.safe_load(value)
+    return settings
+
+
+def numbered_folder(root: Path, env_id: str) -> Path:
+    """The first unused ``<root>/<env name>_<n>``."""
+    name = env_id.split("/")[-1]
+    number = 1
+    while (root / f"{name}_{number}").exists():
+        number += 1
+    return root / f"{name}_{number}"

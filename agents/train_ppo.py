@@ -1,0 +1,132 @@
+"""Learn a gating policy with PPO: ``python -m agents.train_ppo --env dsa/DigitsResNet-v0``.
+
+Reads top to bottom: settings, scenario (backbone and meta-initialisation, made or loaded), PPO on train users, then the
+table on test users. ``python -m agents.train_ppo --help`` lists the flags, the README explains every curve.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecMonitor
+
+from agents.callbacks import BestOnVal, Curves, stop_between_rollouts
+from agents.checkpoint import restore_checkpoint
+from agents.evaluate import evaluate_run, write_seconds
+from agents.policies import POLICIES
+from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
+from backbones.artefacts import ArtefactError, exists
+from envs.sb3 import PathwaySelectionVecEnv
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agents.train_ppo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
+    parser.add_argument("-n", "--total-timesteps", type=int, help="adaptations to learn from (default: per env, in YAML)")
+    parser.add_argument("--seed", type=int, default=0, help="of users, backbone, initialisation and PPO (default: 0)")
+    parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda in reward = accuracy - lambda * cost")
+    parser.add_argument("-f", "--log-dir", type=Path, help="the run's folder (default: a new logs/<env>_<n>)")
+    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="event files (default: <run>/tensorboard)")
+    parser.add_argument("--eval-freq", type=int, help="timesteps between evaluations on val users (default: in YAML)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="allow --log-dir to be a folder with files in it")
+    parser.add_argument("--device", default="cpu", help="for the policy network (default: cpu, which is faster)")
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
+    parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
+    parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, then evaluate on test users."""
+    args = parse(arguments)
+    torch.set_num_threads(args.num_threads)
+    try:
+        if args.resume:
+            folder, config = args.resume, RunConfig.load(args.resume)
+        else:
+            config = read_settings(args)
+            folder = claim_folder(args)
+            config.save(folder)
+        train(config, folder, args)
+        evaluate_run(folder)
+    except (ValueError, FileNotFoundError, FileExistsError, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\ninterrupted; everything up to the last checkpoint is in {folder}. Go on with --resume {folder}")
+    events = args.tensorboard_log or folder / "tensorboard"
+    print(f"\nCurves and gates: tensorboard --logdir {events}\nRun folder: {folder}")
+
+
+def read_settings(args: argparse.Namespace) -> RunConfig:
+    """YAML, then flags, then -P."""
+    settings = hyperparameters(args.env, args.hyperparameter)
+    if args.total_timesteps is not None:
+        settings["total_timesteps"] = args.total_timesteps
+    if args.eval_freq is not None:
+        settings["eval_freq"] = args.eval_freq
+    if not args.cost_weight >= 0:
+        raise ValueError(f"--cost-weight must be at least 0, got {args.cost_weight}.")
+    ppo = {name: settings.pop(name) for name in PPO_SETTINGS & settings.keys()}
+    return RunConfig(
+        env=args.env,
+        seed=args.seed,
+        cost_weight=args.cost_weight,
+        ppo=ppo,
+        env_kwargs=parse_env_kwargs(args.env_kwargs),
+        **settings,
+    )
+
+
+def parse_env_kwargs(pairs: list[str]) -> dict:
+    """``name:value`` pairs, values as YAML."""
+    split = [pair.partition(":") for pair in pairs]
+    if any(not colon for _, colon, _ in split):
+        raise ValueError(f"--env-kwargs takes name:value, got {pairs}.")
+    return {name: yaml.safe_load(value) for name, _, value in split}
+
+
+def claim_folder(args: argparse.Namespace) -> Path:
+    """The run's folder, which must be new or empty unless overwriting was asked for."""
+    folder = args.log_dir or numbered_folder(Path("logs"), args.env)
+    if folder.exists() and any(folder.iterdir()) and not args.overwrite:
+        raise FileExistsError(f"{folder} holds files already; choose another --log-dir, or --overwrite, or --resume it.")
+    for stale in (folder / "checkpoint.json", folder / "policy.json", folder / "summary.json"):
+        stale.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
+    """PPO on train users, best policy by val users; goes on from the folder's checkpoint if there is one."""
+    scenario = config.scenario()
+    start = time.perf_counter()
+    env = PathwaySelectionVecEnv(scenario, config.n_envs, "train", config.cost_weight, config.rounds)
+    env.seed(config.seed)
+    policy = POLICIES[config.policy]
+    model = PPO(policy, VecMonitor(env), policy_kwargs=config.policy_kwargs, seed=config.seed, device=args.device, **config.ppo)
+    model.set_logger(configure(str(args.tensorboard_log or folder / "tensorboard"), ["tensorboard"]))
+    meta = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, "pathways": list(scenario.pathways)}
+    best = BestOnVal(scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)
+    if exists(folder / "checkpoint"):
+        extra = restore_checkpoint(folder / "checkpoint", model, env.core)
+        best.best, best.next_at = extra["best"], extra["next_at"]
+    left = config.total_timesteps - model.num_timesteps
+    if left > 0:
+        with stop_between_rollouts(best):
+            model.learn(left, callback=[Curves(args.progress), best], reset_num_timesteps=model.num_timesteps == 0)
+    write_seconds(folder, {**scenario.seconds, "ppo": time.perf_counter() - start})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""``dsa/DigitsResNet-v0``: real digits, simulated users, a small ResNet with inline adapters."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from backbones import make_backbone
+from backbones.artefacts import cache_key, cache_root, load_or_make
+from backbones.base import PopulationModel, hash_tensors
+from backbones.pathways import Pathways, make_pathways
+from backbones.pretrain import pretrain
+from backbones.resnet import SmallResNet
+from envs.modelled import modelled_scenario
+from envs.oracles import LiveOracle
+from envs.scenario import Scenario
+from envs.single import PathwaySelectionEnv
+from meta.inner import MetaInit
+from meta.trainer import MetaConfig, MetaTrainer
+from users.base import Population, stack
+from users.digits import KINDS, digits_pools, digits_population
+
+
+class DigitsResNetEnv(PathwaySelectionEnv):
+    """Personalise a small ResNet for users who see handwritten digits through a shift of their own.
+
+    ## Description
+
+    A ResNet of six residual blocks was pre-trained on clean digits. Each user sees digits inverted, rotated, noisy,
+    faint, moved and blurred, with swapped labels, or as they are; a third of the users have two shifts at once. Every
+    block has an adapter behind it and every user a head of their own: seven pathways, which start from a meta-learned
+    initialisation. The agent sees what 20 support images tell about a user and decides which pathways are on; these
+    are then adapted on the support images by three gradient steps.
+
+    ## Observation space
+
+    A ``Dict``, all float32 within +-10, all from the support set alone:
+
+    * ``user`` ``[32]``: principal components of features, labels and predictions of the population model, then its
+      loss, accuracy, confidence and entropy;
+    * ``pathways`` ``[7, 8]``: per pathway gradient norm, its share, signal-to-noise ratio, activation shift, relative
+      change, depth, cost and present gate (see :data:`envs.statistics.NAMES`).
+
+    ## Action space
+
+    ``MultiBinary(7)``: six adapters in order of depth, then the head. All zero is `all_off`, the model as it was.
+
+    ## Rewards
+
+    ``accuracy on 40 validation images - cost_weight * cost``, where ``cost`` is the share of the personal parameters
+    that are switched on.
+
+    ## Starting state
+
+    The next user of a random order of the split.
+
+    ## Episode end
+
+    ``terminated`` after ``rounds`` decisions (default 1), never ``truncated``. With several rounds adaptation goes on
+    under each new mask, statistics are taken at the current weights and mask, and the reward of a round is the gain
+    over the round before, so that the return is the value of the last.
+
+    ## Arguments
+
+    * ``split`` (``"train"``): ``"train"``, ``"val"`` or ``"test"``;
+    * ``cost_weight`` (0.1): lambda; ``rounds`` (1); ``render_mode``: ``"ansi"`` or ``"rgb_array"``;
+    * ``seed`` (0): of images, users, backbone and meta-initialisation;
+    * ``train_users`` (600), ``val_users`` (120), ``test_users`` (240);
+    * ``shifts``: names from the registry :mod:`users.shifts`;
+    * ``placement`` (``"inline"``), ``rank`` (8); ``pretrain_epochs`` (60);
+    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3).
+
+    What the first ``make`` builds (a few minutes: backbone, meta-initialisation) is kept in ``$DSA_CACHE`` or
+    ``~/.cache/dynamic-sparse-adapters``.
+
+    ``info`` holds ``user`` and ``shifts``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``,
+    ``mask``, ``reward_accuracy``, ``reward_cost``.
+
+    ## Versions
+
+    * v0: first version.
+    """
+
+
+def digits_model(seed: int, epochs: int, folder: Path) -> PopulationModel:
+    """The small ResNet, pre-trained on the pre-training pool or loaded from ``folder``."""
+
+    def train() -> tuple[dict, dict]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = SmallResNet(num_classes=10)
+        images, labels = digits_pools(seed).pretraining()
+        return pretrain(network, images, labels, epochs=epochs, seed=seed).state_dict(), {"epochs": epochs, "seed": seed}
+
+    path = folder / f"backbone-{cache_key(seed=seed, epochs=epochs)}"
+    return make_backbone("resnet-small", num_classes=10, state=load_or_make(path, "backbone", train)[0])
+
+
+def meta_initialisation(pathways: Pathways, population: Population, config: MetaConfig, folder: Path) -> MetaInit:
+    """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
+    facts = {"model": pathways.model.fingerprint(), "population": population.fingerprint(), "rank": pathways.rank}
+    path = folder / f"meta-{cache_key(placement=type(pathways).__name__, **facts, **asdict(config))}"
+
+    def train() -> tuple[dict, dict]:
+        support, query = (stack(pathways, population.train, role) for role in ("support", "query"))
+        trainer = MetaTrainer(pathways, support, query, config, path.with_name(f"{path.name}-unfinished"))
+        trainer.resume_if_possible()
+        return trainer.run().tensors(), {**facts, **asdict(config)}
+
+    return MetaInit.from_tensors(load_or_make(path, "meta-initialisation", train)[0])
+
+
+def digits_resnet(
+    seed: int = 0,
+    train_users: int = 600,
+    val_users: int = 120,
+    test_users: int = 240,
+    shifts: Sequence[str] = KINDS,
+    placement: str = "inline",
+    rank: int = 8,
+    pretrain_epochs: int = 60,
+    algorithm: str = "fomaml",
+    meta_steps: int = 2000,
+    meta_users: int = 16,
+    inner_steps: int = 3,
+) -> Scenario:
+    """The scenario of :class:`DigitsResNetEnv`, its artefacts made or loaded."""
+    folder = cache_root() / "digits-resnet"
+    population = digits_population(seed, train_users, val_users, test_users, shifts)
+    config = MetaConfig(algorithm, meta_steps, meta_users, inner_steps, seed=seed)
+    start = time.perf_counter()
+    pathways = make_pathways(placement, digits_model(seed, pretrain_epochs, folder), rank)
+    pretrained = time.perf_counter()
+    init = meta_initialisation(pathways, population, config, folder)
+    seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
+    key = cache_key(init=hash_tensors(init.tensors()), users=population.fingerprint(), model=pathways.model.fingerprint())
+    live = LiveOracle(pathways, init, population)
+    return modelled_scenario("digits-resnet", live, folder / f"answers-{key}", seconds)

@@ -1,0 +1,276 @@
+"""What a mask is worth for a user: the answers an environment's reward is made of.
+
+A *plan* is the sequence of masks that a user goes through, ``[R, P]`` bool; one round is the usual case. Shapes: B pairs
+of user and plan, R rounds, P pathways. The cost weight is applied above, so one cache serves every weight.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backbones.artefacts import exists, load_artefact, save_artefact
+from backbones.pathways import Pathways, Weights
+from envs.statistics import PathwayStatistics
+from meta.inner import MetaInit, adapt, measure
+from users.base import SPLITS, Batch, Population, stack
+
+Users = NDArray[np.int64]
+Plans = NDArray[np.bool_]
+ROLES = ("validation", "query", "support_halves", "query_all_labels")
+"""What can be asked of an oracle. Adapted on the support: accuracy on *validation* (rewards) or *query* (reports).
+*support_halves*: adapted on either half of the support, measured on the other (choices that may use 20 labels only).
+*query_all_labels*: adapted on support and validation together, measured on query (comparisons at equal labels)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers for B pairs.
+
+    Attributes:
+        accuracy: ``[B]`` in 0..1. loss: ``[B]`` mean cross-entropy. cost: ``[B]``, C(last mask) / C(all_on).
+    """
+
+    accuracy: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    cost: NDArray[np.float64]
+
+    def reward(self, cost_weight: float) -> NDArray[np.float64]:
+        """``accuracy - cost_weight * cost``, ``[B]``."""
+        return self.accuracy - cost_weight * self.cost
+
+
+class Oracle(ABC):
+    """Abstract oracle over a fixed list of users, named by position.
+
+    Attributes:
+        costs: ``[P]`` share of each pathway in C(all_on).
+    """
+
+    costs: NDArray[np.float64]
+
+    @abstractmethod
+    def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
+        """Adapt once per pair; accuracy and loss on each role's examples, ``[B, len(roles), 2]``."""
+
+    def evaluate(self, users: Users, masks: NDArray[np.bool_], role: str = "validation") -> Outcome:
+        """Accuracy, loss and cost of B pairs.
+
+        Args:
+            users: ``[B]`` positions.
+            masks: ``[B, P]``, or plans ``[B, R, P]``.
+            role: one of :data:`ROLES`; ``"validation"`` for rewards, ``"query"`` for reports.
+        """
+        plans = masks if masks.ndim == 3 else masks[:, None]
+        found = self.measure(np.asarray(users), plans.astype(bool), (role,))[:, 0]
+        return Outcome(found[:, 0], found[:, 1], plans[:, -1] @ self.costs)
+
+
+class LiveOracle(Oracle):
+    """Adapts the real model.
+
+    Args:
+        pathways: of a population model.
+        init: where users start.
+        population: whose users; position = place in ``population.users``.
+        chunk: users adapted together; bounds the memory of a call.
+    """
+
+    def __init__(self, pathways: Pathways, init: MetaInit, population: Population, chunk: int = 64) -> None:
+        self.pathways, self.init, self.population, self.chunk = pathways, init, population, chunk
+        self.costs = pathways.costs().numpy()
+        self.adaptations = 0
+        self._batches: dict[tuple[str, str], Batch] = {}
+        self._recent: dict[tuple[int, bytes], Weights] = {}
+
+    def batch(self, split: str, role: str) -> Batch:
+        """All of a split's examples in a role after the frozen part, computed on first use."""
+        if (split, role) not in self._batches:
+            self._batches[split, role] = stack(self.pathways, getattr(self.population, split), role)
+        return self._batches[split, role]
+
+    def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
+        """See :meth:`Oracle.measure`. Roles other than ``validation`` and ``query`` take an adaptation of their own."""
+        out = np.empty((len(users), len(roles), 2))
+        for rows, split, local in self._chunks(users):
+            gates = torch.from_numpy(plans[rows, -1])
+            weights = self.adapted(users[rows], plans[rows]) if {"validation", "query"} & set(roles) else {}
+            for r, role in enumerate(roles):
+                if role == "support_halves":
+                    found = self._crossed(self.batch(split, "support").rows(local), gates)
+                elif role == "query_all_labels":
+                    parts = (self.batch(split, name).rows(local) for name in ("support", "validation"))
+                    found = self._fresh(Batch.joined(*parts), self.batch(split, "query").rows(local), gates)
+                else:
+                    found = measure(self.pathways, weights, gates, self.batch(split, role).rows(local))
+                out[rows, r] = torch.stack(found, 1).numpy()
+        self._refuse_nan(users, out)
+        return out
+
+    def _fresh(self, fit: Batch, on: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Accuracy and loss on one batch after adaptation on another."""
+        self.adaptations += len(gates)
+        return measure(self.pathways, adapt(self.pathways, self.init, fit, gates), gates, on)
+
+    def _crossed(self, support: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Two-fold cross-validation on the support; a user's only example is both fitted and measured."""
+        places = torch.arange(support.labels.shape[1])
+        even, odd = support.columns(places[::2]), support.columns(places[1::2] if len(places) > 1 else places)
+        there, back = self._fresh(even, odd, gates), self._fresh(odd, even, gates)
+        return (there[0] + back[0]) / 2, (there[1] + back[1]) / 2
+
+    def adapted(self, users: Users, plans: Plans) -> Weights:
+        """Stacked weights of users (of one split) after their plans; a plan's last round goes on from the one before."""
+        split, local = self._locate(users)
+        start = self._before(users, plans) if plans.shape[1] > 1 else None
+        self.adaptations += len(users)
+        gates = torch.from_numpy(plans[:, -1])
+        weights = adapt(self.pathways, self.init, self.batch(split, "support").rows(local), gates, start)
+        if plans.shape[1] > 1:
+            self._remember(users, plans, weights)
+        return weights
+
+    def statistics(self, of: PathwayStatistics, users: Users, plans: Plans) -> Tensor:
+        """The observation's statistics ``[B, P, S]`` after the plans: at the weights and masks then."""
+        out = torch.empty(len(users), *plans.shape[2:], of.mean.shape[1] + 3)
+        for rows, split, local in self._chunks(users):
+            gates = torch.from_numpy(plans[rows, -1])
+            weights = self.adapted(users[rows], plans[rows])
+            self._remember(users[rows], plans[rows], weights)
+            raw = of.raw(self.batch(split, "support").rows(local), weights, gates)
+            out[torch.from_numpy(rows)] = of.observe(raw, gates)
+        return out
+
+    def _before(self, users: Users, plans: Plans) -> Weights:
+        """Weights before the last round: remembered from the call before, or computed again."""
+        keys = [(int(u), plan[:-1].tobytes()) for u, plan in zip(users, plans, strict=True)]
+        if all(key in self._recent for key in keys):
+            found = [self._recent[key] for key in keys]
+            return {name: torch.stack([w[name] for w in found]) for name in found[0]}
+        return self.adapted(users, plans[:, :-1])
+
+    def _remember(self, users: Users, plans: Plans, weights: Weights) -> None:
+        if len(self._recent) > 4096:
+            self._recent.clear()
+        for row, (user, plan) in enumerate(zip(users, plans, strict=True)):
+            self._recent[int(user), plan.tobytes()] = {name: w[row] for name, w in weights.items()}
+
+    def _locate(self, users: Users) -> tuple[str, Tensor]:
+        """The one split that the users belong to, and their positions within it."""
+        for split in SPLITS:
+            inside = self.population.indices(split)
+            if inside.start <= users[0] < inside.stop:
+                return split, torch.from_numpy(users - inside.start)
+        raise IndexError(f"no user at position {users[0]}; the population has {len(self.population.users)}.")
+
+    def _chunks(self, users: Users):
+        """Rows, split and positions within it, at most ``chunk`` users of one split at a time."""
+        for split in SPLITS:
+            inside = self.population.indices(split)
+            rows = np.flatnonzero((users >= inside.start) & (users < inside.stop))
+            for part in np.split(rows, range(self.chunk, len(rows), self.chunk)):
+                if len(part):
+                    yield part, split, torch.from_numpy(users[part] - inside.start)
+
+    def _refuse_nan(self, users: Users, out: NDArray[np.float64]) -> None:
+        bad = ~np.isfinite(out).all((1, 2))
+        if bad.any():
+            user = self.population.users[int(users[bad][0])]
+            raise FloatingPointError(
+                f"adapting user {user.user_id!r} gave a NaN or infinite reward or loss; lower the inner learning rates "
+                "(meta-train with a smaller inner_rate) or leave the user out."
+            )
+
+
+class CachedOracle(Oracle):
+    """Answers every pair once, and remembers across runs.
+
+    Args:
+        live: who is asked when an answer is missing.
+        query_of: ``[users]`` bool, for whom the query examples are measured along with the validation examples (in
+            the same adaptation), because they will be reported.
+        path: where the answers are kept on disk, without suffix; its name carries a hash of all that determines
+            them. Without, they live as long as the object.
+    """
+
+    def __init__(self, live: Oracle, query_of: NDArray[np.bool_], path: Path | None = None) -> None:
+        self.live, self.query_of, self.path = live, query_of, path
+        self.costs = live.costs
+        self._rows: dict[tuple[int, bytes], int] = {}
+        self._answers = np.full((1024, len(ROLES), 2), np.nan)
+        self._changed = False
+        if path is not None and exists(path):
+            self._load(path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
+        """See :meth:`Oracle.measure`."""
+        columns = [ROLES.index(role) for role in roles]
+        keys = [(user, plan.tobytes()) for user, plan in zip(users.tolist(), plans, strict=True)]
+        rows = np.array([self._row(key) for key in keys], dtype=np.int64)
+        _, first = np.unique(rows, return_index=True)
+        for column in columns:
+            missing = first[np.isnan(self._answers[rows[first], column, 0])]
+            along = column == 0 and self.query_of[users[missing]]
+            for both in (False, True):
+                ask = missing[along == both] if column == 0 else missing[: 0 if both else None]
+                asked = [column, 1] if both else [column]
+                if len(ask):
+                    found = self.live.measure(users[ask], plans[ask], tuple(ROLES[c] for c in asked))
+                    self._answers[rows[ask][:, None], asked] = found
+                    self._changed = True
+        return self._answers[rows][:, columns]
+
+    def _row(self, key: tuple[int, bytes]) -> int:
+        row = self._rows.setdefault(key, len(self._rows))
+        if row == len(self._answers):
+            self._answers = np.concatenate([self._answers, np.full_like(self._answers, np.nan)])
+        return row
+
+    def save(self) -> None:
+        """Write the answers to ``path``, if there are new ones."""
+        if self.path is None or not self._changed:
+            return
+        keys = list(self._rows)
+        plans = b"".join(plan for _, plan in keys)
+        ends = np.cumsum([len(plan) for _, plan in keys])
+        tensors = {
+            "users": torch.tensor([user for user, _ in keys]),
+            "plans": torch.frombuffer(bytearray(plans), dtype=torch.uint8),
+            "ends": torch.from_numpy(ends),
+            "answers": torch.from_numpy(self._answers[: len(keys)]),
+        }
+        save_artefact(self.path, "oracle cache", tensors, {"pairs": len(keys)})
+        self._changed = False
+
+    def _load(self, path: Path) -> None:
+        tensors, _ = load_artefact(path, "oracle cache")
+        ends = [0, *tensors["ends"].tolist()]
+        plans = tensors["plans"].numpy().tobytes()
+        for row, user in enumerate(tensors["users"].tolist()):
+            self._rows[user, plans[ends[row] : ends[row + 1]]] = row
+        self._answers = np.concatenate([tensors["answers"].numpy(), np.full((1024, len(ROLES), 2), np.nan)])
+
+
+class FormulaOracle(Oracle):
+    """Answers by a formula, for problems whose best masks are known.
+
+    Args:
+        costs: ``[P]``.
+        accuracy: ``(users [B], masks [B, P]) -> [B]``; the loss is one minus it.
+    """
+
+    def __init__(self, costs: NDArray[np.float64], accuracy: Callable[[Users, Plans], NDArray[np.float64]]) -> None:
+        self.costs, self._accuracy = costs, accuracy
+
+    def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
+        """See :meth:`Oracle.measure`; the last mask decides, and every role gives the same."""
+        accuracy = self._accuracy(users, plans[:, -1])
+        return np.repeat(np.stack([accuracy, 1 - accuracy], 1)[:, None], len(roles), 1)

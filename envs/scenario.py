@@ -1,0 +1,76 @@
+"""A scenario: everything a pathway-selection environment needs to know, with the modelling already done."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backbones.registry import Registry
+from envs.oracles import Oracle, Plans, Users
+
+Observe = Callable[[Users, Plans], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Users, pathways, observations and the oracle.
+
+    Attributes:
+        name: for reports.
+        pathways: P names.
+        splits: positions of the users of ``train``, ``val`` and ``test``.
+        user_ids: one per user.
+        user_info: facts for ``info`` that no policy sees (kind of shift).
+        embeddings: ``[U, E]`` float32.
+        statistics: ``[U, P, S]`` float32, before the first decision.
+        oracle: what a mask is worth.
+        observe: statistics after some rounds, ``(users [B], plans [B, R, P]) -> [B, P, S]``.
+        groups: one label per user by which reports are broken down ("at most one shift").
+        label_counts: ``[U]`` numbers of support and of validation labels, by role.
+        scores: ``[U, P]`` raw per-pathway scores by name, for rivals that threshold them.
+        seconds: wall-clock seconds spent on making its parts (0 where they came from the cache).
+        save: writes what should outlive the process (answers of the oracle).
+    """
+
+    name: str
+    pathways: tuple[str, ...]
+    splits: Mapping[str, NDArray[np.int64]]
+    user_ids: tuple[str, ...]
+    user_info: tuple[Mapping[str, Any], ...]
+    embeddings: NDArray[np.float32]
+    statistics: NDArray[np.float32]
+    oracle: Oracle
+    observe: Observe
+    groups: tuple[str, ...]
+    label_counts: Mapping[str, NDArray[np.int64]]
+    scores: Mapping[str, NDArray[np.float64]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    save: Callable[[], None] = lambda: None
+
+    def users(self, split: str) -> NDArray[np.int64]:
+        """Positions of a split's users. Raises ``ValueError`` for an unknown split."""
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}; choose from {', '.join(self.splits)}.")
+        return self.splits[split]
+
+
+SCENARIOS: Registry[str] = Registry("scenario")
+"""Names to ``"module:function"``, imported when first asked for."""
+SCENARIOS.register("digits-resnet", "envs.digits:digits_resnet")
+SCENARIOS.register("planted", "envs.planted:planted")
+
+
+def load_scenario(name: str, **kwargs: Any) -> Scenario:
+    """Build a scenario, or return the one already built in this process with the same arguments."""
+    SCENARIOS.get(name)
+    return _load(name, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in kwargs.items())))
+
+
+@cache
+def _load(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Scenario:
+    module, function = SCENARIOS.get(name).split(":")
+    return getattr(import_module(module), function)(**dict(kwargs))

@@ -1,0 +1,93 @@
+"""The Gymnasium vector shell: many users, one batched call to the oracle per step."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.utils import EzPickle
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from envs.core import Observation, PathwaySelection
+from envs.scenario import Scenario, load_scenario
+from envs.single import check_render_mode, render_gates
+
+
+class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
+    """What ``num_envs`` single environments would do, in SAME_STEP autoreset mode.
+
+    Args:
+        scenario: a registered name, or a :class:`Scenario`.
+        num_envs: users at a time.
+        split, cost_weight, rounds, scenario_kwargs: as for the single environment.
+        render_mode: None, ``"ansi"`` or ``"rgb_array"``, which show one row per sub-environment.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        scenario: str | Scenario,
+        num_envs: int = 1,
+        split: str = "train",
+        cost_weight: float = 0.1,
+        rounds: int = 1,
+        render_mode: str | None = None,
+        **scenario_kwargs: Any,
+    ) -> None:
+        EzPickle.__init__(self, scenario, num_envs, split, cost_weight, rounds, render_mode, **scenario_kwargs)
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        built = load_scenario(scenario, **scenario_kwargs) if isinstance(scenario, str) else scenario
+        self.core = PathwaySelection(built, split, cost_weight, rounds, slots=num_envs)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.single_observation_space = self.core.observation_space
+        self.single_action_space = self.core.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._slots = np.arange(num_envs)
+        self._seeded = False
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin episodes, in all slots or where ``options["reset_mask"]`` says; slot i is seeded with ``seed + i``."""
+        if seed is not None or not self._seeded:
+            seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in self._slots]
+            for slot, value in enumerate(seeds):
+                self.core.seed(slot, int(np.random.default_rng(value).integers(2**31)))
+            self._seeded = True
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        slots = self._slots[mask]
+        infos: dict[str, Any] = {}
+        for slot, info in zip(slots, self.core.reset(slots), strict=True):
+            infos = self._add_info(infos, info, slot)
+        return self.core.observe(self._slots), infos
+
+    def step(  # type: ignore[override]
+        self, actions: NDArray[np.int8]
+    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Execute one mask per slot, ``[num_envs, P]``; slots whose episode ended begin the next one at once."""
+        transition = self.core.step(self._slots, actions)
+        ended = np.flatnonzero(transition.terminated)
+        final = self.core.observe(ended)
+        infos: dict[str, Any] = {}
+        for slot in np.flatnonzero(~transition.terminated):
+            infos = self._add_info(infos, transition.infos[slot], slot)
+        for row, (slot, started) in enumerate(zip(ended, self.core.reset(ended), strict=True)):
+            last = {name: value[row] for name, value in final.items()}
+            infos = self._add_info(infos, {"final_obs": last, "final_info": transition.infos[slot]}, slot)
+            infos = self._add_info(infos, started, slot)
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        return self.core.observe(self._slots), transition.rewards, transition.terminated, truncated, infos
+
+    def render(self) -> Any:
+        """The masks decided so far in every slot's present episode."""
+        ids = self.core.scenario.user_ids
+        last = [self.core.plans[s, max(int(self.core.done[s]) - 1, 0)].astype(np.int8) for s in self._slots]
+        rows = [(ids[user], mask) for user, mask in zip(self.core.users, last, strict=True)]
+        return render_gates(self.render_mode, self.core.scenario.pathways, rows[-24:])
