@@ -219,7 +219,7 @@ def user_rows(scenario: Scenario, found: Mapping[str, Result], cost_weight: floa
     """CSV text: one row per user with their facts and every method's mask, accuracy, cost and reward."""
     users = scenario.users(split)
     facts = sorted({key for u in users for key in scenario.user_info[u]})
-    fields = ("mask", "accuracy", "cost", "reward")
+    fields = ("mask", "accuracy", "cost", "active_fraction", "reward")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["user", "group", *facts, *(f"{name}_{field}" for name in found for field in fields)])
@@ -229,7 +229,7 @@ def user_rows(scenario: Scenario, found: Mapping[str, Result], cost_weight: floa
         for result in found.values():
             accuracy, cost = float(result.accuracy[row]), float(result.cost[row])
             mask = "".join(str(int(bit)) for bit in result.masks[row])
-            cells += [mask, accuracy, cost, accuracy - cost_weight * cost]
+            cells += [mask, accuracy, cost, float(result.active_fraction[row]), accuracy - cost_weight * cost]
         writer.writerow(cells)
     return out.getvalue()
 

@@ -2,25 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-import torch
-
-from backbones import make_backbone
-from backbones.artefacts import cache_key, cache_root, load_or_make
-from backbones.base import PopulationModel, hash_tensors
-from backbones.pathways import Pathways, make_pathways
-from backbones.pretrain import pretrain
-from backbones.resnet import SmallResNet
+from backbones.artefacts import cache_key, cache_root
+from backbones.base import hash_tensors
+from backbones.pathways import make_pathways
 from envs.modelled import modelled_scenario
 from envs.oracles import LiveOracle
 from envs.scenario import Scenario
 from envs.single import PathwaySelectionEnv
-from meta.inner import MetaInit
-from meta.trainer import MetaConfig, MetaTrainer
-from users.base import Population, stack
-from users.digits import KINDS, digits_pools, digits_population
+from meta.digits import digits_model
+from meta.trainer import MetaConfig, meta_initialisation
+from users.digits import KINDS, digits_population
 
 
 class DigitsResNetEnv(PathwaySelectionEnv):
@@ -69,7 +61,7 @@ class DigitsResNetEnv(PathwaySelectionEnv):
     * ``seed`` (0): of images, users, backbone and meta-initialisation;
     * ``train_users`` (600), ``val_users`` (120), ``test_users`` (240);
     * ``shifts``: names from the registry :mod:`users.shifts`;
-    * ``placement`` (``"inline"``), ``rank`` (8); ``pretrain_epochs`` (60);
+    * ``placement`` (``"inline"``), ``rank`` (8); ``pretrain_epochs`` (80);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3).
 
     What the first ``make`` builds (a few minutes: backbone, meta-initialisation) is kept in ``$DSA_CACHE`` or
@@ -84,34 +76,6 @@ class DigitsResNetEnv(PathwaySelectionEnv):
     """
 
 
-def digits_model(seed: int, epochs: int, folder: Path) -> PopulationModel:
-    """The small ResNet, pre-trained on the pre-training pool or loaded from ``folder``."""
-
-    def train() -> tuple[dict, dict]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = SmallResNet(num_classes=10)
-        images, labels = digits_pools(seed).pretraining()
-        return pretrain(network, images, labels, epochs=epochs, seed=seed).state_dict(), {"epochs": epochs, "seed": seed}
-
-    path = folder / f"backbone-{cache_key(seed=seed, epochs=epochs)}"
-    return make_backbone("resnet-small", num_classes=10, state=load_or_make(path, "backbone", train)[0])
-
-
-def meta_initialisation(pathways: Pathways, population: Population, config: MetaConfig, folder: Path) -> MetaInit:
-    """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
-    facts = {"model": pathways.model.fingerprint(), "population": population.fingerprint(), "rank": pathways.rank}
-    path = folder / f"meta-{cache_key(placement=type(pathways).__name__, **facts, **asdict(config))}"
-
-    def train() -> tuple[dict, dict]:
-        support, query = (stack(pathways, population.train, role) for role in ("support", "query"))
-        trainer = MetaTrainer(pathways, support, query, config, path.with_name(f"{path.name}-unfinished"))
-        trainer.resume_if_possible()
-        return trainer.run().tensors(), {**facts, **asdict(config)}
-
-    return MetaInit.from_tensors(load_or_make(path, "meta-initialisation", train)[0])
-
-
 def digits_resnet(
     seed: int = 0,
     train_users: int = 600,
@@ -120,7 +84,7 @@ def digits_resnet(
     shifts: Sequence[str] = KINDS,
     placement: str = "inline",
     rank: int = 8,
-    pretrain_epochs: int = 60,
+    pretrain_epochs: int = 80,
     algorithm: str = "fomaml",
     meta_steps: int = 2000,
     meta_users: int = 16,
@@ -131,7 +95,7 @@ def digits_resnet(
     population = digits_population(seed, train_users, val_users, test_users, shifts)
     config = MetaConfig(algorithm, meta_steps, meta_users, inner_steps, seed=seed)
     start = time.perf_counter()
-    pathways = make_pathways(placement, digits_model(seed, pretrain_epochs, folder), rank)
+    pathways = make_pathways(placement, digits_model(seed, folder, pretrain_epochs), rank)
     pretrained = time.perf_counter()
     init = meta_initialisation(pathways, population, config, folder)
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}

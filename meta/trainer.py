@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from backbones.artefacts import ArtefactError, exists, load_artefact, save_artefact
+from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, load_or_make, save_artefact
 from backbones.pathways import Pathways
 from meta.inner import MetaInit, adapt, measure
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from users.base import Batch
+from users.base import Batch, Population, stack
 
 Log = Callable[[str, float, int], None]
 
@@ -30,6 +30,8 @@ class MetaConfig:
         inner_rate: where the inner learning rates start.
         outer_rate: Adam's learning rate, decayed to zero along a cosine.
         all_on: share of users that are trained with every pathway on; the others draw masks of random density.
+        random_start: learn the inner rates alone and leave the weights at their random start, as a rival that was
+            tuned with the same budget.
         seed: everything random follows from it and the step number.
     """
 
@@ -40,6 +42,7 @@ class MetaConfig:
     inner_rate: float = 0.1
     outer_rate: float = 1e-2
     all_on: float = 0.5
+    random_start: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +70,8 @@ class MetaTrainer:
         self.weights = {k: w.requires_grad_() for k, w in pathways.start(config.seed).items()}
         rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
         self.log_rates = rates.log().requires_grad_()
-        self.optimiser = torch.optim.Adam([*self.weights.values(), self.log_rates], lr=config.outer_rate)
+        learned = [] if config.random_start else list(self.weights.values())
+        self.optimiser = torch.optim.Adam([*learned, self.log_rates], lr=config.outer_rate)
 
     def init(self) -> MetaInit:
         """The meta-initialisation as it stands, differentiable with respect to what is learned."""
@@ -164,3 +168,19 @@ def adapted_accuracy(
         weights = adapt(pathways, init, support.rows(users), gates[users])
         found.append(measure(pathways, weights, gates[users], query.rows(users))[0])
     return torch.cat(found)
+
+
+def meta_initialisation(
+    pathways: Pathways, population: Population, config: MetaConfig, folder: Path, log: Log | None = None
+) -> MetaInit:
+    """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
+    facts = {"model": pathways.model.fingerprint(), "population": population.fingerprint(), "rank": pathways.rank}
+    path = folder / f"meta-{cache_key(placement=type(pathways).__name__, **facts, **asdict(config))}"
+
+    def train() -> tuple[dict, dict]:
+        support, query = (stack(pathways, population.train, role) for role in ("support", "query"))
+        trainer = MetaTrainer(pathways, support, query, config, path.with_name(f"{path.name}-unfinished"))
+        trainer.resume_if_possible()
+        return trainer.run(log).tensors(), {**facts, **asdict(config)}
+
+    return MetaInit.from_tensors(load_or_make(path, "meta-initialisation", train)[0])

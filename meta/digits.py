@@ -1,0 +1,26 @@
+"""The population model of the digits: a small ResNet, pre-trained on images that no user has."""
+
+from pathlib import Path
+
+import torch
+
+from backbones import make_backbone
+from backbones.artefacts import cache_key, load_or_make
+from backbones.base import PopulationModel
+from backbones.pretrain import pretrain
+from backbones.resnet import SmallResNet
+from users.digits import digits_pools
+
+
+def digits_model(seed: int, folder: Path, epochs: int = 80) -> PopulationModel:
+    """The small ResNet, pre-trained on the pre-training pool or loaded from ``folder``."""
+
+    def train() -> tuple[dict, dict]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = SmallResNet(num_classes=10)
+        images, labels = digits_pools(seed).pretraining()
+        return pretrain(network, images, labels, epochs=epochs, seed=seed).state_dict(), {"epochs": epochs, "seed": seed}
+
+    path = folder / f"backbone-{cache_key(seed=seed, epochs=epochs)}"
+    return make_backbone("resnet-small", num_classes=10, state=load_or_make(path, "backbone", train)[0])
