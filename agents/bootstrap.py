@@ -31,8 +31,10 @@ def paired_difference(first: Sequence[Values], second: Sequence[Values], resampl
     """Mean of ``first - second``, users resampled within each seed, seeds averaged.
 
     Args:
-        first, second: per seed ``[U]``, the same users in the same order.
-        resamples: bootstrap resamples. seed: of the resampling.
+        first: per seed ``[U]``.
+        second: the same users in the same order.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
     each = [a - b for a, b in zip(first, second, strict=True)]

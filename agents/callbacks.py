@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
 from tqdm.auto import tqdm
@@ -32,7 +33,11 @@ class Curves(BaseCallback):
     def _on_training_start(self) -> None:
         total = self.locals["total_timesteps"]
         self._bar = tqdm(
-            total=total, initial=self.num_timesteps, desc="train the gating policy", unit="step", disable=not self.progress
+            total=total,
+            initial=self.num_timesteps,
+            desc="train the gating policy",
+            unit="step",
+            disable=not self.progress,
         )
 
     def _on_step(self) -> bool:
@@ -63,7 +68,13 @@ class BestOnVal(BaseCallback):
     """
 
     def __init__(
-        self, scenario: Scenario, core: PathwaySelection, cost_weight: float, every: int, folder: Path, meta: dict[str, Any]
+        self,
+        scenario: Scenario,
+        core: PathwaySelection,
+        cost_weight: float,
+        every: int,
+        folder: Path,
+        meta: dict[str, Any],
     ) -> None:
         super().__init__()
         self.scenario, self.core, self.cost_weight = scenario, core, cost_weight
@@ -89,6 +100,7 @@ class BestOnVal(BaseCallback):
     def evaluate_and_save(self) -> None:
         """Log the val users' figures; keep the policy if it is the best yet; write a checkpoint."""
         users = self.scenario.users("val")
+        assert isinstance(self.model, PPO)
         masks = choose_masks(self.model.policy, self.scenario, users)
         outcome = self.scenario.oracle.evaluate(users, masks, "query")
         rewards = outcome.reward(self.cost_weight)

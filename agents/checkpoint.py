@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.policies import POLICIES
@@ -29,7 +29,7 @@ def save_policy(path: Path, model: PPO, meta: dict[str, Any]) -> None:
     save_artefact(path, POLICY, model.policy.state_dict(), meta)
 
 
-def load_policy(path: Path, scenario: Scenario) -> tuple[ActorCriticPolicy, dict[str, Any]]:
+def load_policy(path: Path, scenario: Scenario) -> tuple[BasePolicy, dict[str, Any]]:
     """The policy and its meta, fit for a scenario's observations.
 
     Raises:
@@ -38,8 +38,7 @@ def load_policy(path: Path, scenario: Scenario) -> tuple[ActorCriticPolicy, dict
     tensors, meta = load_artefact(path, POLICY)
     if list(scenario.pathways) != meta["pathways"]:
         raise ArtefactError(
-            f"the policy in {path} was trained on the pathways {meta['pathways']}, this scenario has "
-            f"{list(scenario.pathways)}."
+            f"the policy in {path} was trained on the pathways {meta['pathways']}, this scenario has {list(scenario.pathways)}."
         )
     core = PathwaySelection(scenario, "train", cost_weight=0.0, rounds=1, slots=1)
     named = POLICIES[meta["policy"]]
@@ -53,7 +52,7 @@ def load_policy(path: Path, scenario: Scenario) -> tuple[ActorCriticPolicy, dict
     return policy, meta
 
 
-def choose_masks(policy: ActorCriticPolicy, scenario: Scenario, users: Users) -> Plans:
+def choose_masks(policy: BasePolicy, scenario: Scenario, users: Users) -> Plans:
     """The deterministic policy's masks ``[B, P]`` for users ``[B]``, from their support sets."""
     observation = {"user": scenario.embeddings[users], "pathways": scenario.statistics[users]}
     return policy.predict(observation, deterministic=True)[0].astype(bool)
@@ -96,5 +95,3 @@ def restore_checkpoint(path: Path, model: PPO, core: PathwaySelection) -> dict[s
     np.random.set_state((kind, tensors["numpy_rng"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["torch_rng"])
     return meta
-
-

@@ -162,13 +162,13 @@ def table(summary: Mapping[str, Any], cost_weight: float) -> str:
     """The held-out table as Markdown, with what follows from it."""
     test = summary["test"]
     lines = [
-        f"| method | reward (cost weight {cost_weight:g}) | accuracy | cost | pathways on | distinct masks | labels used |",
+        f"| method | reward at cost weight {cost_weight:g} | accuracy | cost | on | distinct masks | labels used |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in {**test["methods"], **test["equal_labels"]}.items():
         lines.append(
-            f"| {name} | {row['reward']:.3f} | {row['accuracy']:.3f} | {row['cost']:.3f} | {row['active_fraction']:.0%} "
-            f"| {row['distinct_masks']} | {row['labels_used']:.0f} |"
+            f"| {name} | {row['reward']:.3f} | {row['accuracy']:.3f} | {row['cost']:.3f} "
+            f"| {row['active_fraction']:.0%} | {row['distinct_masks']} | {row['labels_used']:.0f} |"
         )
     lines += ["", *_sentences(test)]
     return "\n".join(lines)
@@ -187,8 +187,8 @@ def _sentences(test: Mapping[str, Any]) -> list[str]:
         out.append(f"gap closed: {test['gap_closed']:.2f} [{low:.2f}, {high:.2f}]")
     users = test["n_users"]
     out.append(
-        f"{users} held-out users; 95% paired bootstrap over users. Simulated users of a split share images: the intervals "
-        "describe new users of the same image pool."
+        f"{users} held-out users; 95% paired bootstrap over users. Users of a split may share examples (the digits' "
+        "users do): the intervals then describe new users of the same pool of examples. `on` is the share of pathways."
     )
     return out
 

@@ -3,6 +3,7 @@
 Shapes: B observations, P pathways, S statistics, E width of the user embedding.
 """
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -11,40 +12,48 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 
+from envs.statistics import NAMES
+
+WAVES = 4
+"""A pathway's depth is shown to the scorer as this many cosines and sines as well: where it is matters sharply."""
+
 
 class PathwayFeatures(BaseFeaturesExtractor):
-    """Per pathway: the user embedding, its own statistics, and their mean and maximum over pathways.
+    """Per pathway: its own statistics, its depth as waves, the user embedding, mean and maximum of the statistics.
 
     Args:
         observation_space: ``Dict`` of ``user`` ``[E]`` and ``pathways`` ``[P, S]``.
     """
 
     def __init__(self, observation_space: gym.spaces.Dict) -> None:
-        pathways, statistics = observation_space["pathways"].shape
-        self.shape = (pathways, observation_space["user"].shape[0] + 3 * statistics)
+        (pathways, statistics), (embedding,) = (observation_space[k].shape or () for k in ("pathways", "user"))
+        self.own = statistics + 2 * WAVES
+        self.shape = (pathways, self.own + embedding + 2 * statistics)
         super().__init__(observation_space, features_dim=self.shape[0] * self.shape[1])
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """``[B, P * (E + 3 S)]``."""
+        """``[B, P * (3 S + 2 WAVES + E)]``."""
         own = observations["pathways"]
+        angles = own[..., NAMES.index("depth")][..., None] * torch.arange(1, WAVES + 1, device=own.device) * math.pi
         shared = torch.cat([observations["user"], own.mean(1), own.amax(1)], 1)
-        return torch.cat([own, shared[:, None].expand(-1, own.shape[1], -1)], -1).flatten(1)
+        return torch.cat([own, angles.cos(), angles.sin(), shared[:, None].expand(-1, own.shape[1], -1)], -1).flatten(1)
 
 
 class PathwayScorer(nn.Module):
     """One small network scores every pathway, so that it serves any number of them; another one values the user.
 
     Args:
-        pathways: P. width: of one pathway's features. statistics: S.
+        pathways: P. width: of one pathway's features. own: how many of them come first and are the pathway's own.
         hidden: width of both networks' two hidden layers.
     """
 
-    def __init__(self, pathways: int, width: int, statistics: int, hidden: int) -> None:
+    def __init__(self, pathways: int, width: int, own: int, hidden: int) -> None:
         super().__init__()
-        self.pathways, self.statistics = pathways, statistics
+        self.pathways, self.own = pathways, own
         self.latent_dim_pi, self.latent_dim_vf = pathways, hidden
-        self.score = nn.Sequential(*create_mlp(width, 1, [hidden, hidden], nn.Tanh))
-        self.value = nn.Sequential(*create_mlp(width - statistics, hidden, [hidden], nn.Tanh), nn.Tanh())
+        self.last = nn.Linear(hidden, 1)
+        self.score = nn.Sequential(*create_mlp(width, hidden, [hidden], nn.Tanh), nn.Tanh(), self.last)
+        self.value = nn.Sequential(*create_mlp(width - own, hidden, [hidden], nn.Tanh), nn.Tanh())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, P]`` and what the value is read from ``[B, hidden]``."""
@@ -56,7 +65,7 @@ class PathwayScorer(nn.Module):
 
     def forward_critic(self, features: Tensor) -> Tensor:
         """``[B, hidden]`` from what is the same for all pathways: embedding, mean and maximum."""
-        return self.value(features.unflatten(1, (self.pathways, -1))[:, 0, self.statistics :])
+        return self.value(features.unflatten(1, (self.pathways, -1))[:, 0, self.own :])
 
 
 class GatingPolicy(MultiInputActorCriticPolicy):
@@ -70,20 +79,26 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         hidden: width of the hidden layers.
     """
 
-    def __init__(self, *args: Any, hidden: int = 64, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, hidden: int = 128, **kwargs: Any) -> None:
         self.hidden = hidden
         super().__init__(*args, **{**kwargs, "features_extractor_class": PathwayFeatures})
 
     def _build_mlp_extractor(self) -> None:
-        pathways, width = self.features_extractor.shape
-        statistics = self.observation_space["pathways"].shape[1]
-        self.mlp_extractor = PathwayScorer(pathways, width, statistics, self.hidden)
+        features = self.features_extractor
+        assert isinstance(features, PathwayFeatures)
+        pathways, width = features.shape
+        self.mlp_extractor = PathwayScorer(pathways, width, features.own, self.hidden)  # type: ignore[assignment]
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the scorer's output already is one logit per pathway
-        nn.init.orthogonal_(self.mlp_extractor.score[-1].weight, 0.01)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        assert isinstance(self.mlp_extractor, PathwayScorer)
+        nn.init.orthogonal_(self.mlp_extractor.last.weight, 0.01)  # near even odds at first
+        self.optimizer = self.optimizer_class(
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
 
 
 POLICIES: dict[str, str | type[GatingPolicy]] = {"GatingPolicy": GatingPolicy, "MultiInputPolicy": "MultiInputPolicy"}

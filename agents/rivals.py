@@ -4,7 +4,6 @@ Every function returns masks ``[B, P]`` bool for users given by position ``[B]``
 train users (``best_static``) or val users (thresholds), never on those they are reported for.
 """
 
-
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -75,12 +74,14 @@ def thresholded(scenario: Scenario, users: Users, cost_weight: float, score: str
     """Pathways whose score is at least a threshold, the one of 33 with the highest query reward on val users.
 
     Args:
-        scenario, users, cost_weight: as everywhere.
+        scenario: whose scores and val users.
+        users: positions ``[B]``.
+        cost_weight: lambda.
         score: ``gradient_norm``, or ``relative_gradient`` (gradient norm over weight norm, after Lee et al. 2022,
             "Surgical fine-tuning").
     """
     scores, val = scenario.scores[score], scenario.users("val")
-    thresholds = np.quantile(scores[val], np.linspace(0, 1, 32)).tolist() + [np.inf]
+    thresholds = [*np.quantile(scores[val], np.linspace(0, 1, 32)), np.inf]
     rewards = [
         scenario.oracle.evaluate(val, scores[val] >= t, "query").reward(cost_weight).mean()
         for t in tqdm(thresholds, desc=f"threshold on {score}", unit="threshold")
@@ -101,5 +102,3 @@ def shuffled_masks(masks: Plans, rng: np.random.Generator) -> Plans:
     dealt = np.empty_like(masks)
     dealt[order] = masks[np.roll(order, 1)]
     return dealt
-
-

@@ -15,8 +15,20 @@ from envs import known_spec
 from envs.scenario import Scenario, load_scenario
 
 PPO_SETTINGS = frozenset(
-    "n_steps batch_size n_epochs learning_rate ent_coef vf_coef clip_range max_grad_norm gamma gae_lambda target_kl "
-    "normalize_advantage".split()
+    (
+        "n_steps",
+        "batch_size",
+        "n_epochs",
+        "learning_rate",
+        "ent_coef",
+        "vf_coef",
+        "clip_range",
+        "max_grad_norm",
+        "gamma",
+        "gae_lambda",
+        "target_kl",
+        "normalize_advantage",
+    )
 )
 OTHER_SETTINGS = frozenset({"n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
 

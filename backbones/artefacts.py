@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save as to_bytes
+from safetensors.torch import load
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 FORMAT = 1

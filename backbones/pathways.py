@@ -114,7 +114,10 @@ class InlinePathways(Pathways):
         """See :meth:`Pathways.initial`. At exactly zero, ``down`` would get no gradient in the first inner step."""
         name, width = self.names[pathway], self.widths[pathway]
         if name == "head":
-            return {"head.weight": torch.zeros(width, self.model.num_classes), "head.bias": torch.zeros(self.model.num_classes)}
+            return {
+                "head.weight": torch.zeros(width, self.model.num_classes),
+                "head.bias": torch.zeros(self.model.num_classes),
+            }
         return {
             f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
             f"{name}.down_bias": torch.zeros(self.rank),

@@ -6,16 +6,25 @@ from tqdm.auto import tqdm
 
 
 def pretrain(
-    network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, seed: int, batch_size: int = 64, rate: float = 3e-3
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    seed: int,
+    batch_size: int = 64,
+    rate: float = 3e-3,
 ) -> nn.Module:
     """Train ``network`` in place with AdamW, a one-cycle schedule and random shifts of one pixel; returns it.
 
     Args:
         network: images ``[N, ...]`` to logits ``[N, C]``.
-        images: ``[N, channels, H, W]``. labels: ``[N]``.
+        images: ``[N, channels, H, W]``.
+        labels: ``[N]``.
         epochs: passes over the images.
         seed: of the order and the augmentation.
-        batch_size: images per step. rate: peak learning rate.
+        batch_size: images per step.
+        rate: peak learning rate.
     """
     draw = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(images) // batch_size)

@@ -4,6 +4,7 @@ Source: He et al. 2016, "Deep Residual Learning for Image Recognition"; blocks a
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ class SmallResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         before = widths[0]
-        stages = []
+        stages: list[nn.Sequential] = []
         for stage, width in enumerate(widths):
             blocks = []
             for index in range(depth):
@@ -64,10 +65,14 @@ class ResNetBackbone(Backbone):
     channel_axis = 1
 
     def __init__(
-        self, stem: nn.Module, stages: Sequence[nn.Sequential], feature_width: int, reference_shape: tuple[int, ...]
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Sequential] | nn.ModuleList,
+        feature_width: int,
+        reference_shape: tuple[int, ...],
     ) -> None:
         super().__init__()
-        named = {f"layer{s + 1}.{b}": block for s, stage in enumerate(stages) for b, block in enumerate(stage)}
+        named = {f"layer{s + 1}.{b}": block for s, stage in enumerate(stages) for b, block in enumerate(stage.children())}
         self.entry = stem
         self.blocks = nn.ModuleList(named.values())
         self.block_names = tuple(named)
@@ -109,7 +114,7 @@ def small_resnet(num_classes: int, state: dict[str, Tensor] | None = None, image
         network.load_state_dict(state)
     stem = nn.Sequential(network.conv1, network.bn1, network.relu)
     reference = (network.conv1.in_channels, image_size, image_size)
-    backbone = ResNetBackbone(stem, list(network.stages), network.fc.in_features, reference)
+    backbone = ResNetBackbone(stem, network.stages, network.fc.in_features, reference)
     return PopulationModel(backbone, network.fc.weight, network.fc.bias)
 
 
@@ -157,7 +162,7 @@ def _fold_batch_norm(module: nn.Module) -> None:
         pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(module, f"conv{i}")]
     elif isinstance(module, nn.Sequential):
         names = [name for name, _ in module.named_children()]
-        pairs = list(zip(names, names[1:], strict=False))
+        pairs = list(pairwise(names))
     else:
         pairs = []
     for conv, norm in pairs:

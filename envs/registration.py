@@ -40,7 +40,14 @@ def register_all() -> None:
         "dsa/DigitsResNet-v0",
         "envs.digits:DigitsResNetEnv",
         "digits-resnet",
-        miniature={"train_users": 12, "val_users": 4, "test_users": 6, "pretrain_epochs": 1, "meta_steps": 2, "meta_users": 4},
+        miniature={
+            "train_users": 12,
+            "val_users": 4,
+            "test_users": 6,
+            "pretrain_epochs": 1,
+            "meta_steps": 2,
+            "meta_users": 4,
+        },
     )
 
 

@@ -105,5 +105,3 @@ def make_sb3(env_id: str, num_envs: int, **kwargs: Any) -> PathwaySelectionVecEn
     from envs.registration import known_spec
 
     return PathwaySelectionVecEnv(num_envs=num_envs, **{**known_spec(env_id).kwargs, **kwargs})
-
-

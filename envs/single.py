@@ -1,6 +1,6 @@
 """The plain Gymnasium shell: one user per episode."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +28,7 @@ class PathwaySelectionEnv(gym.Env[Observation, NDArray[np.int8]], EzPickle):
     ``reset(options={"user": id_or_position})`` begins with a certain user.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(
         self,
@@ -43,15 +43,13 @@ class PathwaySelectionEnv(gym.Env[Observation, NDArray[np.int8]], EzPickle):
         check_render_mode(render_mode, self.metadata["render_modes"])
         built = load_scenario(scenario, **scenario_kwargs) if isinstance(scenario, str) else scenario
         self.core = PathwaySelection(built, split, cost_weight, rounds, slots=1)
-        self.observation_space = self.core.observation_space
+        self.observation_space = self.core.observation_space  # type: ignore[assignment]
         self.action_space = self.core.action_space
         self.render_mode = render_mode
         self._seeded = False
         self._history: list[tuple[str, NDArray[np.int8]]] = []
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode with the next user of a random order that follows from ``seed``."""
         super().reset(seed=seed)
         if seed is not None or not self._seeded:

@@ -90,9 +90,7 @@ class PathwayStatistics:
         blank = torch.zeros(pathways.num_pathways, STANDARDISED)
         unscaled = PathwayStatistics(pathways, init, tuple(sites), blank, torch.ones_like(blank))
         values = unscaled._transformed(unscaled.raw(support))
-        return PathwayStatistics(
-            pathways, init, tuple(sites), values.mean(0), values.std(0, correction=0).clamp_min(1e-6)
-        )
+        return PathwayStatistics(pathways, init, tuple(sites), values.mean(0), values.std(0, correction=0).clamp_min(1e-6))
 
     def raw(self, support: Batch, weights: Weights | None = None, gates: Tensor | None = None, chunk: int = 64) -> Raw:
         """Unstandardised facts of U users, at the meta-initialisation with all gates on unless told otherwise."""
@@ -113,7 +111,7 @@ class PathwayStatistics:
         if loss.requires_grad:
             pieces = torch.autograd.grad(loss, list(repeated.values()), allow_unused=True, materialize_grads=True)
         else:
-            pieces = [torch.zeros_like(w) for w in repeated.values()]
+            pieces = tuple(torch.zeros_like(w) for w in repeated.values())
         gradients = dict(zip(repeated, pieces, strict=True))
         norm, noise, size = (torch.zeros(users, names) for _ in range(3))
         for p in range(names):

@@ -1,6 +1,6 @@
 """The Gymnasium vector shell: many users, one batched call to the oracle per step."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium.utils import EzPickle
@@ -23,7 +23,7 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         render_mode: None, ``"ansi"`` or ``"rgb_array"``, which show one row per sub-environment.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {  # noqa: RUF012 - as Gymnasium has it
         "render_modes": ["ansi", "rgb_array"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -64,7 +64,7 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
         slots = self._slots[mask]
         infos: dict[str, Any] = {}
-        for slot, info in zip(slots, self.core.reset(slots), strict=True):
+        for slot, info in zip(slots.tolist(), self.core.reset(slots), strict=True):
             infos = self._add_info(infos, info, slot)
         return self.core.observe(self._slots), infos
 
@@ -76,9 +76,9 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         ended = np.flatnonzero(transition.terminated)
         final = self.core.observe(ended)
         infos: dict[str, Any] = {}
-        for slot in np.flatnonzero(~transition.terminated):
+        for slot in np.flatnonzero(~transition.terminated).tolist():
             infos = self._add_info(infos, transition.infos[slot], slot)
-        for row, (slot, started) in enumerate(zip(ended, self.core.reset(ended), strict=True)):
+        for row, (slot, started) in enumerate(zip(ended.tolist(), self.core.reset(ended), strict=True)):
             last = {name: value[row] for name, value in final.items()}
             infos = self._add_info(infos, {"final_obs": last, "final_info": transition.infos[slot]}, slot)
             infos = self._add_info(infos, started, slot)

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,12 @@ def measure_mask(batched: LiveOracle, single: LiveOracle, mask: str, users: int,
     def run(oracle: LiveOracle) -> None:
         oracle.measure(who, plans, ("validation",))
 
-    run(batched), run(single)  # warm up, and compute the frozen part once for both
+    for way in (batched, single):  # warm up, and compute the frozen part
+        run(way)
     pairs = []
     for repeat in tqdm(range(repeats), desc=f"mask {mask}", unit="pair"):
         ways = [batched, single] if repeat % 2 else [single, batched]
-        times = {id(way): seconds(lambda way=way: run(way)) for way in ways}
+        times = {id(way): seconds(partial(run, way)) for way in ways}
         pairs.append((users / times[id(batched)], users / times[id(single)]))
     rates = np.array(pairs)
     middle, low, high = np.median(rates, 0), rates.min(0), rates.max(0)
@@ -70,14 +72,14 @@ def main(arguments: list[str] | None = None) -> None:
     population = digits_population(train_users=args.users, val_users=1, test_users=1)
     pathways = make_pathways("inline", make_backbone("resnet-small", num_classes=10))
     init = MetaInit(pathways.start(0), torch.full((3, 7), 0.1), torch.ones(7, dtype=torch.bool))
-    ways = [LiveOracle(pathways, init, population, chunk) for chunk in (args.users, 1)]
-    found = {name: measure_mask(*ways, mask, args.users, args.repeats) for name, mask in MASKS.items()}
+    batched, single = (LiveOracle(pathways, init, population, chunk) for chunk in (args.users, 1))
+    found = {name: measure_mask(batched, single, mask, args.users, args.repeats) for name, mask in MASKS.items()}
     print(f"adaptations per second, {args.users} users, {args.num_threads} threads; median (least - most)\n")
     print("| pathways on | batched | one user at a time | ratio |\n| --- | --- | --- | --- |")
     for name, row in found.items():
-        batched = f"{row['batched']:.0f} ({row['batched_low']:.0f} - {row['batched_high']:.0f})"
-        single = f"{row['one_at_a_time']:.0f} ({row['one_low']:.0f} - {row['one_high']:.0f})"
-        print(f"| {name} | {batched} | {single} | {row['ratio']:.1f} |")
+        fast = f"{row['batched']:.0f} ({row['batched_low']:.0f} - {row['batched_high']:.0f})"
+        slow = f"{row['one_at_a_time']:.0f} ({row['one_low']:.0f} - {row['one_high']:.0f})"
+        print(f"| {name} | {fast} | {slow} | {row['ratio']:.1f} |")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

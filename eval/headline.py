@@ -64,8 +64,7 @@ def method_table(by_weight: dict[float, list[Run]]) -> list[str]:
     lines = [f"| method | {heads} |", "| --- " * (1 + 3 * len(by_weight)) + "|"]
     for name in METHODS + EXTRA:
         cells = [
-            f"{mean(runs, name, 'reward'):.3f} | {mean(runs, name, 'accuracy'):.3f} | "
-            f"{mean(runs, name, 'active_fraction'):.0%}"
+            f"{mean(runs, name, 'reward'):.3f} | {mean(runs, name, 'accuracy'):.3f} | {mean(runs, name, 'active_fraction'):.0%}"
             for runs in by_weight.values()
         ]
         title = f"**{name}**" if name == "ppo" else name

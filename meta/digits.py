@@ -12,7 +12,7 @@ from backbones.resnet import SmallResNet
 from users.digits import digits_pools
 
 
-def digits_model(seed: int, folder: Path, epochs: int = 80) -> PopulationModel:
+def digits_model(seed: int, folder: Path, epochs: int = 60) -> PopulationModel:
     """The small ResNet, pre-trained on the pre-training pool or loaded from ``folder``."""
 
     def train() -> tuple[dict, dict]:
@@ -20,7 +20,10 @@ def digits_model(seed: int, folder: Path, epochs: int = 80) -> PopulationModel:
             torch.manual_seed(seed)
             network = SmallResNet(num_classes=10)
         images, labels = digits_pools(seed).pretraining()
-        return pretrain(network, images, labels, epochs=epochs, seed=seed).state_dict(), {"epochs": epochs, "seed": seed}
+        return pretrain(network, images, labels, epochs=epochs, seed=seed).state_dict(), {
+            "epochs": epochs,
+            "seed": seed,
+        }
 
     path = folder / f"backbone-{cache_key(seed=seed, epochs=epochs)}"
     return make_backbone("resnet-small", num_classes=10, state=load_or_make(path, "backbone", train)[0])

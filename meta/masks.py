@@ -8,7 +8,8 @@ def sample_masks(users: int, pathways: int, generator: torch.Generator, all_on: 
     """Random masks, ``[users, pathways]`` bool, each with at least one pathway on.
 
     Args:
-        users: U. pathways: P.
+        users: U.
+        pathways: P.
         generator: the source of randomness.
         all_on: probability of the mask with everything on; otherwise a density is drawn uniformly from (0, 1) and
             every pathway is on with that probability.

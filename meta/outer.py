@@ -28,7 +28,10 @@ def maml(
     """Query loss after adaptation, differentiated with respect to the start and the inner rates.
 
     Args:
-        pathways, init, support, gates: as in :func:`meta.inner.adapt`.
+        pathways: as in :func:`meta.inner.adapt`, like init, support and gates.
+        init: differentiable.
+        support: what users are adapted on.
+        gates: ``[U, P]`` bool.
         query: what the outer loss is taken on.
         second_order: MAML; without, the inner gradients count as constants (FOMAML).
     """
@@ -37,9 +40,7 @@ def maml(
     return loss, loss.detach()
 
 
-def reptile(
-    pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor
-) -> tuple[Tensor, Tensor]:
+def reptile(pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
     """Half the squared distance from the start to where the users end, its gradient being ``start - mean end``.
 
     Reptile knows no query set: users are adapted on support and query together. Inner rates are not learned. A pathway

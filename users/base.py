@@ -69,9 +69,7 @@ class User:
                     "give every input one label."
                 )
             if examples.inputs.is_floating_point() and not examples.inputs.isfinite().all():
-                raise ValueError(
-                    f"user {self.user_id!r} has NaN or infinite {role} inputs; remove or impute those examples."
-                )
+                raise ValueError(f"user {self.user_id!r} has NaN or infinite {role} inputs; remove or impute those examples.")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from users.base import Examples, Population, User
 from users.shifts import SHIFTS
 
 KINDS = ("none", "inverted", "rotated", "noisy", "faint", "moved_and_blurred", "swapped_labels")
-POOLS = {"pretrain": 0.18, "train-fit": 0.38, "train-reward": 0.14, "val": 0.12, "test": 0.18}
+POOLS = {"pretrain": 0.28, "train-fit": 0.28, "train-reward": 0.14, "val": 0.12, "test": 0.18}
 GROUPS = ("at most one shift", "two shifts")
 SUPPORT, VALIDATION, QUERY = 20, 40, 60
 
@@ -41,7 +41,7 @@ class DigitsPools:
 
 
 def digits_pools(seed: int = 0) -> DigitsPools:
-    """Deal the images into five pools (18, 38, 14, 12 and 18 %)."""
+    """Deal the images into five pools (28, 28, 14, 12 and 18 %)."""
     data = load_digits()
     images = (data.images / 16).astype(np.float32)[:, None]
     order = np.random.default_rng([seed, 0]).permutation(len(images))
@@ -66,7 +66,9 @@ def digits_population(
 
     Args:
         seed: everything follows from it; the n-th user of a split is the same whatever the number of users.
-        train_users, val_users, test_users: users per split.
+        train_users: users to learn from.
+        val_users: users to choose by.
+        test_users: users to report.
         shifts: names from the registry of :mod:`users.shifts` to draw from, with equal probability.
         two_shifts: share of users who have two different shifts (other than ``none``) at once.
 
@@ -97,8 +99,8 @@ def _user(user_id: str, split: str, pools: DigitsPools, kinds: Sequence[str], tw
     inputs, targets = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.ascontiguousarray(labels))
     cuts = (SUPPORT, VALIDATION, QUERY)
     parts = [Examples(x, y) for x, y in zip(inputs.split(cuts), targets.split(cuts), strict=True)]
-    return User(user_id, *parts, info={"shifts": "+".join(names), "group": GROUPS[len(names) - 1]})
-
+    support, validation, query = parts
+    return User(user_id, support, validation, query, {"shifts": "+".join(names), "group": GROUPS[len(names) - 1]})
 
 
 def _draw_rows(split: str, pools: DigitsPools, rng: np.random.Generator) -> NDArray[np.int64]:
