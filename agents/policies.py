@@ -51,8 +51,7 @@ class PathwayScorer(nn.Module):
         super().__init__()
         self.pathways, self.own = pathways, own
         self.latent_dim_pi, self.latent_dim_vf = pathways, hidden
-        self.last = nn.Linear(hidden, 1)
-        self.score = nn.Sequential(*create_mlp(width, hidden, [hidden], nn.Tanh), nn.Tanh(), self.last)
+        self.score = nn.Sequential(*create_mlp(width, 1, [hidden, hidden], nn.Tanh))
         self.value = nn.Sequential(*create_mlp(width - own, hidden, [hidden], nn.Tanh), nn.Tanh())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +92,9 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the scorer's output already is one logit per pathway
         assert isinstance(self.mlp_extractor, PathwayScorer)
-        nn.init.orthogonal_(self.mlp_extractor.last.weight, 0.01)  # near even odds at first
+        last = self.mlp_extractor.score[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.orthogonal_(last.weight, 0.01)  # near even odds at first
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]

@@ -12,7 +12,8 @@ from agents.policies import POLICIES
 from backbones.artefacts import write_atomically
 from backbones.registry import did_you_mean
 from envs import known_spec
-from envs.scenario import Scenario, load_scenario
+from envs.core import check_rounds
+from envs.scenario import Scenario, check_arguments, load_scenario
 
 PPO_SETTINGS = frozenset(
     (
@@ -61,6 +62,9 @@ class RunConfig:
         for name in ("total_timesteps", "eval_freq", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_rounds(self.rounds)
+        spec = known_spec(self.env)
+        check_arguments(spec.kwargs["scenario"], [name for name in self.env_kwargs if name != "rounds"])
 
     @property
     def rounds(self) -> int:
@@ -83,7 +87,10 @@ class RunConfig:
         path = folder / "config.json"
         if not path.exists():
             raise FileNotFoundError(f"{folder} is not a run: it has no config.json. Give the folder that training named.")
-        return RunConfig(**json.loads(path.read_text()))
+        try:
+            return RunConfig(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); restore it from a backup or train anew.") from error
 
 
 def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:
@@ -101,8 +108,20 @@ def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:
             raise ValueError(f"-P takes name:value, got {override!r}.")
         if name not in PPO_SETTINGS | OTHER_SETTINGS:
             raise ValueError(f"unknown hyperparameter {name!r}. {did_you_mean(name, PPO_SETTINGS | OTHER_SETTINGS)}")
-        settings[name] = yaml.safe_load(value)
+        settings[name] = parse_value(value)
     return settings
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML, and 1e-3 (which YAML 1.1 takes for a word) as a number."""
+    value = yaml.safe_load(text)
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def numbered_folder(root: Path, env_id: str) -> Path:

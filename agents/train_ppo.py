@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
@@ -20,8 +19,9 @@ from agents.callbacks import BestOnVal, Curves, stop_between_rollouts
 from agents.checkpoint import restore_checkpoint
 from agents.evaluate import evaluate_run, write_seconds
 from agents.policies import POLICIES
-from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
+from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder, parse_value
 from backbones.artefacts import ArtefactError, exists
+from backbones.registry import did_you_mean
 from envs.sb3 import PathwaySelectionVecEnv
 
 
@@ -44,7 +44,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
     parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
-    return parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}. {did_you_mean(unknown[0].split('=')[0], flags)}")
+    fixed = ("env", "total_timesteps", "seed", "cost_weight", "log_dir", "eval_freq", "hyperparameter", "env_kwargs")
+    changed = [name for name in fixed if getattr(args, name) != parser.get_default(name)]
+    if args.resume and changed:
+        parser.error(f"--resume goes on with the run's own settings; leave out {', '.join(changed)}.")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,7 +101,7 @@ def parse_env_kwargs(pairs: list[str]) -> dict:
     split = [pair.partition(":") for pair in pairs]
     if any(not colon for _, colon, _ in split):
         raise ValueError(f"--env-kwargs takes name:value, got {pairs}.")
-    return {name: yaml.safe_load(value) for name, _, value in split}
+    return {name: parse_value(value) for name, _, value in split}
 
 
 def claim_folder(args: argparse.Namespace) -> Path:
@@ -125,6 +133,8 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     if left > 0:
         with stop_between_rollouts(best):
             model.learn(left, callback=[Curves(args.progress), best], reset_num_timesteps=model.num_timesteps == 0)
+        if best.stop_asked:  # during the last rollout
+            raise KeyboardInterrupt
     write_seconds(folder, {**scenario.seconds, "ppo": time.perf_counter() - start})
 
 

@@ -55,7 +55,7 @@ def save_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Ma
     """Save ``tensors`` and JSON-able ``meta`` as ``path`` (given without suffix), replacing what was there."""
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     checksum = hashlib.sha256(data).hexdigest()
-    body = {"format": FORMAT, "kind": kind, "tensors_sha256": checksum, "meta": dict(meta)}
+    body = {"format": FORMAT, "kind": kind, "tensors_sha256": checksum, "meta": json.loads(json.dumps(dict(meta)))}
     body["self_sha256"] = _digest(body)
     target = _tensor_file(path, checksum)
     write_atomically(target, data)
@@ -79,7 +79,7 @@ def load_artefact(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, A
     try:
         body = json.loads(source.read_bytes())
         claimed = body.pop("self_sha256")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtefactError(f"{source} is not a whole artefact ({error}). {cure}") from error
     if claimed != _digest(body):
         raise ArtefactError(f"{source} was altered: its checksum does not match. {cure}")

@@ -44,7 +44,7 @@ class Pathways(ABC):
         widths: what each pathway reads, ``width_p``.
     """
 
-    def __init__(self, model: PopulationModel, rank: int = 8) -> None:
+    def __init__(self, model: PopulationModel, rank: int = 16) -> None:
         if rank < 1:
             raise ValueError(f"the rank of an adapter must be at least 1, got {rank}.")
         self.model, self.rank = model, rank
@@ -81,7 +81,7 @@ class Pathways(ABC):
             frozen: sites ``[U, N, ..., width_p]``.
             weights: stacked, leading dimension U.
             gates: ``[U, P]`` bool. A pathway that is off is not computed for that user.
-            changes: if given, ``[U, P]`` to be filled with ``||delta|| / ||h||`` where a pathway is on.
+            changes: if given, ``[U, N, P]`` to be filled with ``||delta|| / ||h||`` where a pathway is on.
 
         Returns:
             ``[U, N, C]``.
@@ -121,7 +121,7 @@ class InlinePathways(Pathways):
         return {
             f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
             f"{name}.down_bias": torch.zeros(self.rank),
-            f"{name}.up": torch.randn(self.rank, width, generator=generator) * 1e-3,
+            f"{name}.up": torch.randn(self.rank, width, generator=generator) * 1e-3 / self.rank,
             f"{name}.up_bias": torch.zeros(width),
         }
 
@@ -178,8 +178,8 @@ class InlinePathways(Pathways):
             return base
         delta = self._delta(p, _rows(read, rows), weights, users[rows])
         if changes is not None:
-            before = _rows(base, rows).detach().flatten(1).norm(dim=1)
-            changes[users[rows], p] = delta.detach().flatten(1).norm(dim=1) / before.clamp_min(1e-12)
+            before = _rows(base, rows).detach().flatten(2).norm(dim=2)
+            changes[users[rows], :, p] = delta.detach().flatten(2).norm(dim=2) / before.clamp_min(1e-12)
         return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta)
 
     def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
@@ -214,6 +214,6 @@ def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor[rows]
 
 
-def make_pathways(placement: str, model: PopulationModel, rank: int = 8) -> Pathways:
+def make_pathways(placement: str, model: PopulationModel, rank: int = 16) -> Pathways:
     """Pathways of the named placement along ``model``. Raises ``ValueError`` with a suggestion for unknown names."""
     return PLACEMENTS.get(placement)(model, rank)

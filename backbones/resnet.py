@@ -27,7 +27,7 @@ class SmallResNet(nn.Module):
         depth: blocks per stage.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, widths: Sequence[int] = (16, 32, 64), depth: int = 2):
+    def __init__(self, num_classes: int, in_channels: int = 1, widths: Sequence[int] = (24, 32, 48), depth: int = 2):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -132,7 +132,9 @@ def torchvision_resnet(name: str, weights: str | Path | None = "DEFAULT") -> Pop
     local = weights is not None and Path(weights).is_file()
     try:
         network = get_model(name, weights=None if local or weights is None else str(weights))
-    except OSError as error:
+    except KeyError as error:
+        raise ArtefactError(f"{weights} is neither a file nor a name of torchvision's weights of {name}.") from error
+    except (OSError, RuntimeError) as error:
         raise ArtefactError(
             f"the official weights of {name} could not be downloaded ({error}). Pass weights='/path/to/state_dict.pth' "
             "of a copy you have, or weights=None for random ones."

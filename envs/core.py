@@ -24,6 +24,12 @@ class Transition:
     infos: list[dict[str, Any]]
 
 
+def check_rounds(rounds: int) -> None:
+    """Raise ``ValueError`` for an impossible number of decisions."""
+    if int(rounds) != rounds or rounds < 1:
+        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds}.")
+
+
 class PathwaySelection:
     """Slots, each with a user and the masks decided so far.
 
@@ -39,10 +45,9 @@ class PathwaySelection:
     """
 
     def __init__(self, scenario: Scenario, split: str, cost_weight: float, rounds: int, slots: int) -> None:
-        if not cost_weight >= 0:
-            raise ValueError(f"cost_weight must be at least 0, got {cost_weight}; a negative one would pay for waste.")
-        if int(rounds) != rounds or rounds < 1:
-            raise ValueError(f"rounds must be a whole number of at least 1, got {rounds}.")
+        if not 0 <= cost_weight < np.inf:
+            raise ValueError(f"cost_weight must be finite and at least 0, got {cost_weight}; a negative one pays for waste.")
+        check_rounds(rounds)
         if slots < 1:
             raise ValueError(f"at least one user at a time is needed, got {slots}.")
         self.scenario, self.split, self.cost_weight, self.rounds = scenario, split, float(cost_weight), int(rounds)
@@ -88,7 +93,7 @@ class PathwaySelection:
 
     def step(self, slots: NDArray[np.int64], actions: NDArray) -> Transition:
         """Execute one mask ``[B, P]`` in each of some slots: a single call to the oracle."""
-        masks = self._checked(actions)
+        masks = self._checked(actions, len(slots))
         played = self.done[slots]
         if (played >= self.rounds).any():
             raise RuntimeError("the episode is over; call reset() before the next step().")
@@ -136,13 +141,16 @@ class PathwaySelection:
             raise ValueError(f"no user at position {user}; there are {len(self.scenario.user_ids)}.")
         return int(user)
 
-    def _checked(self, actions: NDArray) -> NDArray[np.bool_]:
+    def _checked(self, actions: NDArray, count: int) -> NDArray[np.bool_]:
         actions = np.asarray(actions)
         pathways = len(self.scenario.pathways)
         if actions.ndim != 2 or actions.shape[1] != pathways:
             raise ValueError(f"a mask has {pathways} bits, one per pathway; got an action of shape {actions.shape[1:]}.")
-        if not np.isin(actions, (0, 1)).all():
-            raise ValueError(f"a mask holds only 0 and 1; got {actions.dtype} values such as {actions.flat[0]!r}.")
+        if len(actions) != count:
+            raise ValueError(f"one mask per user is needed, {count} in all; got {len(actions)} masks.")
+        bits = np.isin(actions, (0, 1))
+        if not bits.all():
+            raise ValueError(f"a mask holds only 0 and 1; got {actions.dtype} values such as {actions[~bits][0]!r}.")
         return actions.astype(bool)
 
     def _evaluate(self, slots: NDArray[np.int64]) -> Outcome:

@@ -61,7 +61,7 @@ class DigitsResNetEnv(PathwaySelectionEnv):
     * ``seed`` (0): of images, users, backbone and meta-initialisation;
     * ``train_users`` (600), ``val_users`` (120), ``test_users`` (240);
     * ``shifts``: names from the registry :mod:`users.shifts`;
-    * ``placement`` (``"inline"``), ``rank`` (8); ``pretrain_epochs`` (60);
+    * ``placement`` (``"inline"``), ``rank`` (16); ``pretrain_epochs`` (60);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3).
 
     What the first ``make`` builds (a few minutes: backbone, meta-initialisation) is kept in ``$DSA_CACHE`` or
@@ -83,7 +83,7 @@ def digits_resnet(
     test_users: int = 240,
     shifts: Sequence[str] = KINDS,
     placement: str = "inline",
-    rank: int = 8,
+    rank: int = 16,
     pretrain_epochs: int = 60,
     algorithm: str = "fomaml",
     meta_steps: int = 2000,

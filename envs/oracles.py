@@ -122,7 +122,12 @@ class LiveOracle(Oracle):
         places = torch.arange(support.labels.shape[1])
         even, odd = support.columns(places[::2]), support.columns(places[1::2] if len(places) > 1 else places)
         there, back = self._fresh(even, odd, gates), self._fresh(odd, even, gates)
-        return (there[0] + back[0]) / 2, (there[1] + back[1]) / 2
+        accuracy, loss = ((t + b) / 2 for t, b in zip(there, back, strict=True))
+        lone = ((support.weights > 0).sum(1) == 1).nonzero()[:, 0]
+        if len(lone):
+            only = even.rows(lone)
+            accuracy[lone], loss[lone] = self._fresh(only, only, gates[lone])
+        return accuracy, loss
 
     def adapted(self, users: Users, plans: Plans) -> Weights:
         """Stacked weights of users (of one split) after their plans; a plan's last round goes on from the one before."""
@@ -218,10 +223,10 @@ class CachedOracle(Oracle):
         _, first = np.unique(rows, return_index=True)
         for column in columns:
             missing = first[np.isnan(self._answers[rows[first], column, 0])]
-            along = column == 0 and self.query_of[users[missing]]
+            along = self.query_of[users[missing]] & (column < 2)
             for both in (False, True):
-                ask = missing[along == both] if column == 0 else missing[: 0 if both else None]
-                asked = [column, 1] if both else [column]
+                ask = missing[along == both]
+                asked = [0, 1] if both else [column]
                 if len(ask):
                     found = self.live.measure(users[ask], plans[ask], tuple(ROLES[c] for c in asked))
                     self._answers[rows[ask][:, None], asked] = found

@@ -1,15 +1,16 @@
 """A scenario: everything a pathway-selection environment needs to know, with the modelling already done."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backbones.registry import Registry
+from backbones.registry import Registry, did_you_mean
 from envs.oracles import Oracle, Plans, Users
 
 Observe = Callable[[Users, Plans], NDArray[np.float32]]
@@ -66,11 +67,23 @@ SCENARIOS.register("planted", "envs.planted:planted")
 
 def load_scenario(name: str, **kwargs: Any) -> Scenario:
     """Build a scenario, or return the one already built in this process with the same arguments."""
-    SCENARIOS.get(name)
+    check_arguments(name, kwargs)
     return _load(name, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in kwargs.items())))
+
+
+def check_arguments(name: str, arguments: Iterable[str]) -> None:
+    """Raise ``ValueError`` with a suggestion for an argument that the scenario's builder does not take."""
+    known = signature(_builder(name)).parameters
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(f"scenario {name!r} has no argument {argument!r}. {did_you_mean(argument, known)}")
+
+
+def _builder(name: str) -> Callable[..., Scenario]:
+    module, function = SCENARIOS.get(name).split(":")
+    return getattr(import_module(module), function)
 
 
 @cache
 def _load(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Scenario:
-    module, function = SCENARIOS.get(name).split(":")
-    return getattr(import_module(module), function)(**dict(kwargs))
+    return _builder(name)(**dict(kwargs))

@@ -105,7 +105,7 @@ class PathwayStatistics:
         users, names = len(support), self.pathways.num_pathways
         parts, shares = _parts(support)
         repeated = {k: w.repeat_interleave(PARTS, 0).detach().requires_grad_() for k, w in weights.items()}
-        changes = torch.zeros(users * PARTS, names)
+        changes = torch.zeros(*parts.labels.shape, names)
         on = gates.repeat_interleave(PARTS, 0)
         loss = user_loss(self.pathways.logits(parts.frozen, repeated, on, changes), parts).sum()
         if loss.requires_grad:
@@ -123,7 +123,8 @@ class PathwayStatistics:
             size[:, p] = torch.cat([weights[k].detach().flatten(1) for k in keys], 1).norm(dim=1)
         size[:, -1] = _head_size(self.pathways.model, weights)
         shift = torch.stack([self._shift(p, support) for p in range(names)], 1)
-        changes = (changes.unflatten(0, (users, PARTS)) * shares[..., None]).sum(1)
+        of_parts = (changes * parts.weights[..., None]).sum(1)
+        changes = (of_parts.unflatten(0, (users, PARTS)) * shares[..., None]).sum(1)
         scaled = norm / self.pathways.sizes.sqrt()
         return Raw(scaled, norm / size.clamp_min(_TINY), norm / noise.clamp_min(_TINY), shift, changes)
 

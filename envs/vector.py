@@ -50,21 +50,24 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._slots = np.arange(num_envs)
-        self._seeded = False
+        self._seeded = np.zeros(num_envs, dtype=bool)
 
     def reset(  # type: ignore[override]
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin episodes, in all slots or where ``options["reset_mask"]`` says; slot i is seeded with ``seed + i``."""
-        if seed is not None or not self._seeded:
-            seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in self._slots]
-            for slot, value in enumerate(seeds):
-                self.core.seed(slot, int(np.random.default_rng(value).integers(2**31)))
-            self._seeded = True
+        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"one seed per sub-environment is needed, {self.num_envs} in all; got {len(seeds)}.")
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
         slots = self._slots[mask]
+        for slot in slots.tolist():
+            if seeds[slot] is not None or not self._seeded[slot]:
+                self.core.seed(slot, int(np.random.default_rng(seeds[slot]).integers(2**31)))
+                self._seeded[slot] = True
+        user = (options or {}).get("user")
         infos: dict[str, Any] = {}
-        for slot, info in zip(slots.tolist(), self.core.reset(slots), strict=True):
+        for slot, info in zip(slots.tolist(), self.core.reset(slots, [user] * len(slots)), strict=True):
             infos = self._add_info(infos, info, slot)
         return self.core.observe(self._slots), infos
 

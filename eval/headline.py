@@ -29,8 +29,10 @@ def finished(root: Path, env: str, seed: int, weight: float, extra: Sequence[str
     """The folder of one run, trained and evaluated first if it is not yet."""
     folder = root / f"seed{seed}-cost{weight:g}"
     if not (folder / "summary.json").exists():
-        start = ["--resume", str(folder)] if (folder / "config.json").exists() else ["--log-dir", str(folder)]
-        train_ppo([*start, "--env", env, "--seed", str(seed), "--cost-weight", str(weight), *extra])
+        if (folder / "config.json").exists():
+            train_ppo(["--resume", str(folder)])
+        else:
+            train_ppo(["--log-dir", str(folder), "--env", env, "--seed", str(seed), "--cost-weight", str(weight), *extra])
     return folder
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def sample_masks(users: int, pathways: int, generator: torch.Generator, all_on: float = 0.5) -> Tensor:
+def sample_masks(users: int, pathways: int, generator: torch.Generator, all_on: float = 0.2) -> Tensor:
     """Random masks, ``[users, pathways]`` bool, each with at least one pathway on.
 
     Args:

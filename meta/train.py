@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--all-on", type=float, default=defaults.all_on, help="share of users trained with everything on")
     parser.add_argument("--random-start", action="store_true", help="learn the inner rates alone")
     parser.add_argument("--placement", default="inline", help=f"one of {', '.join(PLACEMENTS)}")
-    parser.add_argument("--rank", type=int, default=8, help="of the adapters (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone and initialisation (default: 0)")
     parser.add_argument("--out", type=Path, default=None, help="artefacts and curves (default: the cache folder)")
     parser.add_argument("--train-users", type=int, default=600, help="(default: %(default)s)")

@@ -41,7 +41,7 @@ class MetaConfig:
     inner_steps: int = 3
     inner_rate: float = 0.1
     outer_rate: float = 1e-2
-    all_on: float = 0.5
+    all_on: float = 0.2
     random_start: bool = False
     seed: int = 0
 
@@ -84,15 +84,16 @@ class MetaTrainer:
 
     def run(self, log: Log | None = None, every: int = 100) -> MetaInit:
         """Train from where it stands to the configured number of steps; checkpoint and log ``every`` so many."""
-        total = torch.zeros(())
+        total, since = torch.zeros(()), self.step
         bar = tqdm(total=self.config.steps, initial=self.step, desc=f"meta-train ({self.config.algorithm})", unit="step")
         with bar:
             while self.step < self.config.steps:
                 total += self._outer_step()
                 bar.update()
                 if self.step % every == 0 or self.step == self.config.steps:
-                    loss = float(total) / ((self.step - 1) % every + 1)
+                    loss = float(total) / (self.step - since)
                     total.zero_()
+                    since = self.step
                     bar.set_postfix(query_loss=f"{loss:.3f}", refresh=False)
                     if log:
                         log("meta/train_query_loss", loss, self.step)
@@ -122,7 +123,7 @@ class MetaTrainer:
 
     def _log_rates(self, log: Log) -> None:
         for p, name in enumerate(self.pathways.names):
-            log(f"meta_rate/{name}", float(self.log_rates[:, p].exp().mean()), self.step)
+            log(f"meta_rate/{name}", float(self.log_rates[:, p].detach().exp().mean()), self.step)
 
     def save(self) -> None:
         """Write a checkpoint: weights, rates, Adam's moments and the step number."""
@@ -147,6 +148,9 @@ class MetaTrainer:
         if meta != asdict(self.config):
             changed = sorted(k for k in meta if meta[k] != asdict(self.config).get(k))
             raise ArtefactError(f"the checkpoint in {self.folder} was made with other settings of {changed}.")
+        for name, tensor in self._tensors().items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise ArtefactError(f"the checkpoint in {self.folder} is of other pathways: {name} does not fit.")
         for name, tensor in self._tensors().items():
             tensor.data.copy_(tensors[name])
             prefix = f"{name}/"

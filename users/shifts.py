@@ -54,7 +54,7 @@ def faint(images, labels, rng):
 
 @SHIFTS.decorate("moved_and_blurred")
 def moved_and_blurred(images, labels, rng):
-    """Moved by one pixel along each axis (what leaves is lost), then blurred by the 1-2-1 binomial kernel."""
+    """Blurred by the 1-2-1 binomial kernel and moved by one pixel along each axis; what leaves is lost."""
     down, right = rng.choice([-1, 1], size=2)
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     height, width = images.shape[-2:]

@@ -1,0 +1,56 @@
+"""What all tests share: no network, one thread, no file outside pytest's own folders, and two small models."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+from backbones.pathways import make_pathways
+from backbones.pretrain import pretrain
+from backbones.resnet import SmallResNet, small_resnet
+from users.digits import digits_pools, digits_population
+
+torch.set_num_threads(1)
+
+SHAPE = {"widths": (8, 16), "depth": 2}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_in_tmp(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _fixed_torch_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained_network():
+    """A small ResNet after enough steps that its batch-norm statistics are far from 0 and 1."""
+    torch.manual_seed(0)
+    images, labels = digits_pools(0).pretraining()
+    return pretrain(SmallResNet(10, **SHAPE), images, labels, epochs=15, seed=0)
+
+
+@pytest.fixture(scope="session")
+def model(trained_network):
+    """The population model of the digits, in small."""
+    return small_resnet(10, trained_network.state_dict(), **SHAPE)
+
+
+@pytest.fixture(scope="session")
+def pathways(model):
+    """Four adapters and a head along ``model``."""
+    return make_pathways("inline", model, rank=4)
+
+
+@pytest.fixture(scope="session")
+def population():
+    """A dozen train users with every kind of shift, few others."""
+    return digits_population(0, train_users=12, val_users=3, test_users=4)

@@ -1,0 +1,512 @@
+"""The command line: learning, what a run leaves behind, what is refused, and stopping and going on."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import envs
+from agents import evaluate, train_ppo
+from agents.callbacks import Curves
+from agents.comparison import METHODS
+from agents.run import RunConfig, hyperparameters, numbered_folder
+from backbones.artefacts import load_artefact
+from envs.scenario import _load
+
+QUIET = ["--no-progress", "--num-threads", "1"]
+METHOD_KEYS = {"reward", "accuracy", "cost", "active_fraction", "distinct_masks", "labels_used"}
+SHORT = ["--env", "dsa/Planted-v0", "-n", "2048", "--eval-freq", "1024"]
+TWO_ROUNDS = [*SHORT, "--env-kwargs", "rounds:2", "-P", "n_steps:7", "-P", "batch_size:64"]
+"""Rollouts of 7 steps end in the middle of episodes of 2."""
+
+
+def train(folder, *arguments):
+    train_ppo.main([*arguments, "-f", str(folder), *QUIET])
+    return json.loads((folder / "summary.json").read_text())
+
+
+def resume(folder):
+    train_ppo.main(["--resume", str(folder), *QUIET])
+    return json.loads((folder / "summary.json").read_text())
+
+
+def refused(*arguments):
+    """The message with which the command line exits."""
+    with pytest.raises(SystemExit) as exit_:
+        train_ppo.main([*map(str, arguments), *QUIET])
+    assert exit_.value.code not in (0, None)
+    return str(exit_.value.code)
+
+
+def final(folder):
+    """Policy, optimiser and random states at the end."""
+    return load_artefact(folder / "checkpoint", "training checkpoint")
+
+
+def assert_equal_ends(one, other):
+    (tensors, meta), (others, theirs) = final(one), final(other)
+    assert {*tensors} == {*others}
+    different = [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])]
+    assert different == []
+    assert meta == theirs
+
+
+def start(folder, *arguments):
+    """The command line as a process of its own."""
+    command = [sys.executable, "-m", "agents.train_ppo", *map(str, arguments), *QUIET]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
+
+
+def wait_for_timesteps(folder, least, process):
+    """Until the checkpoint in a run's folder holds so many; False if the process ended before."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = folder / "checkpoint.json"
+        if path.exists() and json.loads(path.read_text())["meta"]["num_timesteps"] >= least:
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    raise AssertionError("training did not get there in a minute")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run with the settings of the YAML file."""
+    folder = tmp_path_factory.mktemp("runs") / "learned"
+    train(folder, "--env", "dsa/Planted-v0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Short runs to the end, by arguments."""
+    made = {}
+
+    def get(arguments):
+        if tuple(arguments) not in made:
+            made[tuple(arguments)] = tmp_path_factory.mktemp("runs") / "uninterrupted"
+            train(made[tuple(arguments)], *arguments)
+        return made[tuple(arguments)]
+
+    return get
+
+
+@pytest.fixture
+def copy(learned, tmp_path):
+    """A copy of the learned run that a test may damage."""
+    return shutil.copytree(learned, tmp_path / "copy")
+
+
+# Learning, and what a run leaves behind.
+
+
+def test_ppo_learns_the_planted_masks(learned):
+    summary = json.loads((learned / "summary.json").read_text())
+    methods = summary["test"]["methods"]
+    assert methods["ppo"]["reward"] >= 0.95 * (1 - 0.1 / 2)
+    assert methods["ppo"]["distinct_masks"] > 10
+    assert methods["best_static"]["reward"] < 0.6
+    assert summary["test"]["ppo_minus_best_static"]["ci95"][0] > 0
+    assert summary["test"]["ppo_minus_shuffled"]["ci95"][0] > 0
+    assert 0.8 < summary["test"]["gap_closed"] <= 1
+
+
+def test_the_summary_has_its_documented_keys(learned):
+    summary = json.loads((learned / "summary.json").read_text())
+    assert {*summary} >= {"env", "seed", "total_timesteps", "cost_weight", "wall_seconds", "test"}
+    assert (summary["env"], summary["seed"], summary["cost_weight"]) == ("dsa/Planted-v0", 0, 0.1)
+    assert summary["total_timesteps"] == hyperparameters("dsa/Planted-v0", [])["total_timesteps"]
+    assert {*summary["wall_seconds"]} >= {"pretrain", "meta", "ppo", "evaluate"}
+    assert summary["wall_seconds"]["ppo"] > 0
+    assert summary["wall_seconds"]["evaluate"] > 0
+    test = summary["test"]
+    assert test["n_users"] == 100
+    assert {*test["methods"]} >= {*METHODS}
+    assert all({*row} >= METHOD_KEYS for row in test["methods"].values())
+    for key in ("ppo_minus_best_static", "ppo_minus_shuffled"):
+        assert test[key]["ci95"][0] <= test[key]["reward"] <= test[key]["ci95"][1]
+    assert test["gap_closed_ci95"][0] <= test["gap_closed"] <= test["gap_closed_ci95"][1]
+
+
+def test_the_documented_methods_are_all_there():
+    assert {*METHODS} == {
+        "ppo", "all_on", "all_off", "best_static", "random", "shuffled", "gradient_norm", "relative_gradient",
+        "validation_search", "all_on_all_labels",
+    }  # fmt: skip
+
+
+def test_users_csv_has_one_row_per_test_user_and_agrees_with_the_summary(learned):
+    summary = json.loads((learned / "summary.json").read_text())
+    with (learned / "users.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({row["user"] for row in rows}) == 100
+    assert {row["user"] for row in rows} == {f"user-{n}" for n in range(300, 400)}
+    for method in METHODS:
+        mean = np.mean([float(row[f"{method}_reward"]) for row in rows])
+        assert mean == pytest.approx(summary["test"]["methods"][method]["reward"])
+    right = [np.mean([a == b for a, b in zip(row["ppo_mask"], row["best_mask"], strict=True)]) for row in rows]
+    assert [float(row["ppo_accuracy"]) for row in rows] == pytest.approx(right)
+
+
+def test_the_event_file_holds_the_documented_tags(learned):
+    events = EventAccumulator(str(learned / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    scalars = {*events.Tags()["scalars"]}
+    wanted = {"rollout/ep_rew_mean", "train_users/accuracy", "val_users/reward", "val_users/distinct_masks"}
+    assert scalars >= wanted | {f"gate_rate/pathway{p}" for p in range(8)}
+    assert "gates" in events.Tags()["images"]
+    rewards = [event.value for event in events.Scalars("val_users/reward")]
+    assert rewards[-1] > 0.85 > rewards[0]
+    assert events.Scalars("train_users/accuracy")[-1].value > 0.7
+    assert all(0 <= e.value <= 1 for p in range(8) for e in events.Scalars(f"gate_rate/pathway{p}"))
+
+
+def test_the_best_policy_by_val_users_is_kept(learned):
+    events = EventAccumulator(str(learned / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    _, meta = load_artefact(learned / "policy", "gating policy")
+    assert meta["val_reward"] == pytest.approx(max(e.value for e in events.Scalars("val_users/reward")), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(uninterrupted, tmp_path):
+    folder = uninterrupted(SHORT)
+    train(tmp_path / "again", *SHORT)
+    assert_equal_ends(folder, tmp_path / "again")
+    train(tmp_path / "other", *SHORT, "--seed", "1")
+    name = "policy/value_net.weight"
+    assert not torch.equal(final(folder)[0][name], final(tmp_path / "other")[0][name])
+
+
+def test_settings_come_from_yaml_then_flags_then_overrides(tmp_path):
+    args = [*SHORT, "-P", "n_epochs:2", "-P", "policy:MultiInputPolicy", "--cost-weight", "0.3", "--seed", "4"]
+    summary = train(tmp_path / "run", *args)
+    config = RunConfig.load(tmp_path / "run")
+    assert (config.total_timesteps, config.eval_freq, config.seed) == (2048, 1024, 4)
+    assert (config.ppo["n_epochs"], config.policy, config.cost_weight) == (2, "MultiInputPolicy", 0.3)
+    assert config.ppo["learning_rate"] == hyperparameters("dsa/Planted-v0", [])["learning_rate"]
+    row = summary["test"]["methods"]["all_on"]
+    assert row["reward"] == pytest.approx(row["accuracy"] - 0.3)
+
+
+@pytest.mark.parametrize("written", ["1e-3", "0.001", "1.0e-3"])
+def test_scientific_numbers_are_numbers(written):
+    assert hyperparameters("dsa/Planted-v0", [f"learning_rate:{written}"])["learning_rate"] == 0.001
+
+
+def test_folders_are_numbered(tmp_path):
+    assert numbered_folder(tmp_path, "dsa/Planted-v0").name == "Planted-v0_1"
+    (tmp_path / "Planted-v0_1").mkdir()
+    assert numbered_folder(tmp_path, "dsa/Planted-v0").name == "Planted-v0_2"
+
+
+def test_events_go_where_they_are_told(tmp_path):
+    train(tmp_path / "run", *SHORT, "-n", "512", "-tb", str(tmp_path / "events"))
+    assert any(path.name.startswith("events.out") for path in (tmp_path / "events").iterdir())
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+# What is refused.
+
+
+def test_a_folder_with_files_is_refused_unless_overwriting_was_asked_for(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    message = refused(*SHORT, "-f", folder)
+    assert str(folder) in message
+    assert "--overwrite" in message
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    train(folder, *SHORT, "--overwrite")
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_overwriting_starts_anew(uninterrupted, tmp_path):
+    fresh = uninterrupted(SHORT)
+    folder = tmp_path / "run"
+    train(folder, *SHORT, "--seed", "5")
+    train(folder, *SHORT, "--overwrite")
+    assert_equal_ends(fresh, folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--env", "dsa/Plantd-v0"], ["unknown environment 'dsa/Plantd-v0'", "Did you mean 'dsa/Planted-v0'"]),
+        (["--env", "CartPole-v1"], ["unknown environment 'CartPole-v1'", "dsa/Planted-v0"]),
+        (["-P", "learning_rat:1"], ["unknown hyperparameter 'learning_rat'", "Did you mean 'learning_rate'"]),
+        (["-P", "learning_rate=1"], ["name:value", "learning_rate=1"]),
+        (["-P", "policy:GatingPolcy"], ["unknown policy 'GatingPolcy'", "Did you mean 'GatingPolicy'"]),
+        (["-P", "n_envs:0"], ["n_envs must be at least 1"]),
+        (["-n", "0"], ["total_timesteps must be at least 1"]),
+        (["--eval-freq", "-5"], ["eval_freq must be at least 1"]),
+        (["--cost-weight", "-0.1"], ["at least 0"]),
+        (["--cost-weight", "nan"], ["at least 0"]),
+        (["--env-kwargs", "rounds=2"], ["name:value"]),
+        (["--env-kwargs", "rounds:0"], ["rounds must be a whole number of at least 1"]),
+        (["--env-kwargs", "usrs:80"], ["usrs", "users"]),
+    ],
+)
+def test_mistakes_are_refused_with_a_suggestion_and_leave_no_run(arguments, words, tmp_path):
+    folder = tmp_path / "run"
+    message = refused("--env", "dsa/Planted-v0", *arguments, "-f", folder)
+    assert message.startswith("error: ")
+    for word in words:
+        assert word in message
+    assert not (folder / "summary.json").exists()
+
+
+def test_a_mistake_in_the_arguments_leaves_the_folder_free(tmp_path):
+    refused("--env", "dsa/Planted-v0", "--env-kwargs", "rounds:0", "-f", tmp_path / "run")
+    train(tmp_path / "run", *SHORT, "-n", "512")
+
+
+def test_a_misspelt_flag_is_refused_with_a_suggestion(capsys):
+    assert refused("--env", "dsa/Planted-v0", "--cost-wieght", "0.2") == "2"
+    told = capsys.readouterr().err
+    assert "--cost-wieght" in told
+    assert "--cost-weight" in told.split("unrecognized")[-1]
+
+
+def test_the_command_line_exits_with_a_code_that_is_not_zero(tmp_path):
+    process = start(tmp_path / "run", "--env", "dsa/Plantd-v0")
+    out, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Did you mean 'dsa/Planted-v0'" in told
+    assert "Traceback" not in out + told
+
+
+def test_going_on_with_a_folder_that_is_no_run_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        message = refused("--resume", folder)
+        assert f"{folder} is not a run" in message
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_damaged_config_is_refused_by_name(copy):
+    path = copy / "config.json"
+    path.write_text(path.read_text()[:20])
+    assert "config.json" in refused("--resume", copy)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "policy"])
+def test_a_truncated_file_of_tensors_is_refused(copy, what):
+    path = next(copy.glob(f"{what}-*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-50])
+    message = refused("--resume", copy)
+    assert "truncated or altered" in message
+    assert path.name in message
+
+
+def evaluation_refused(folder):
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([str(folder), "--num-threads", "1"])
+    assert str(exit_.value.code).startswith("error: ")
+    return str(exit_.value.code)
+
+
+def test_a_truncated_policy_is_not_evaluated(copy):
+    path = next(copy.glob("policy-*.safetensors"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert f"{path} is truncated or altered" in evaluation_refused(copy)
+
+
+def test_an_altered_policy_is_not_evaluated(copy):
+    path = copy / "policy.json"
+    body = json.loads(path.read_text())
+    body["meta"]["policy_kwargs"] = {"hidden": 3}
+    path.write_text(json.dumps(body))
+    assert f"{path} was altered" in evaluation_refused(copy)
+
+
+def test_a_missing_policy_is_not_evaluated(copy):
+    (copy / "policy.json").unlink()
+    assert "no gating policy at" in evaluation_refused(copy)
+
+
+def test_a_folder_that_is_no_run_is_not_evaluated(tmp_path):
+    assert "is not a run" in evaluation_refused(tmp_path)
+
+
+def test_a_run_is_evaluated_from_the_command_line(copy, capsys):
+    before = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").unlink()
+    evaluate.main([str(copy), "--num-threads", "1"])
+    assert json.loads((copy / "summary.json").read_text())["test"] == before["test"]
+    assert "| best_static |" in capsys.readouterr().out
+
+
+# Stopping and going on.
+
+
+def interrupt_at(monkeypatch, timesteps, how):
+    """``how()`` when training has come so far, once."""
+    step, asked = Curves._on_step, []
+
+    def counted(self):
+        if self.num_timesteps >= timesteps and not asked:
+            asked.append(True)
+            how()
+        return step(self)
+
+    monkeypatch.setattr(Curves, "_on_step", counted)
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fall_over():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("arguments", [SHORT, TWO_ROUNDS], ids=["one round", "amid two rounds"])
+@pytest.mark.parametrize("how", [press_ctrl_c, fall_over])
+@pytest.mark.parametrize("at", [64, 1200])
+def test_a_run_that_was_stopped_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch, arguments, how, at):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, at, how)
+        message = refused(*arguments, "-f", folder)
+    assert f"--resume {folder}" in message
+    assert not (folder / "summary.json").exists()
+    assert final(folder)[1]["num_timesteps"] < 2048
+    summary = resume(folder)
+    assert_equal_ends(uninterrupted(arguments), folder)
+    expected = json.loads((uninterrupted(arguments) / "summary.json").read_text())
+    assert summary["test"] == expected["test"]
+
+
+def test_ctrl_c_saves_what_was_learned_so_far(tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 600, press_ctrl_c)
+    refused(*SHORT, "-f", tmp_path / "run")
+    # The rollout under way is finished first; the last evaluation before was at step 0.
+    assert final(tmp_path / "run")[1]["num_timesteps"] == 1024
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 600, lambda: (press_ctrl_c(), press_ctrl_c()))
+    refused(*SHORT, "-f", tmp_path / "run")
+    assert final(tmp_path / "run")[1]["num_timesteps"] == 0
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on(uninterrupted, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunConfig, "scenario", lambda self: fall_over())
+        refused(*SHORT, "-f", folder)
+    resume(folder)
+    assert_equal_ends(uninterrupted(SHORT), folder)
+
+
+def test_a_run_stopped_twice_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 600, press_ctrl_c)
+        refused(*SHORT, "-f", folder)
+    assert final(folder)[1]["num_timesteps"] == 1024
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1100, press_ctrl_c)
+        refused("--resume", folder)
+    assert final(folder)[1]["num_timesteps"] == 1536
+    resume(folder)
+    assert_equal_ends(uninterrupted(SHORT), folder)
+
+
+def test_going_on_with_a_finished_run_changes_nothing(copy):
+    before, summary = final(copy), json.loads((copy / "summary.json").read_text())
+    assert resume(copy)["test"] == summary["test"]
+    after = final(copy)
+    assert before[1] == after[1]
+    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
+
+
+def test_settings_beside_resume_are_not_ignored_in_silence(uninterrupted, tmp_path, capsys):
+    folder = shutil.copytree(uninterrupted(SHORT), tmp_path / "run")
+    try:
+        train_ppo.main(["--resume", str(folder), "-n", "4096", *QUIET])
+    except SystemExit as refusal:
+        assert "--resume" in str(refusal.code) + capsys.readouterr().err
+    else:
+        assert final(folder)[1]["num_timesteps"] == 4096
+
+
+def test_ctrl_c_to_a_process_saves_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, "--env", "dsa/Planted-v0", "-n", 10_000_000, "--eval-freq", 512, "-f", folder)
+    assert wait_for_timesteps(folder, 512, process)
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGINT)
+    assert f"--resume {folder}" in told
+    assert "Traceback" not in out + told
+    assert final(folder)[1]["num_timesteps"] >= 512
+
+
+def kill_and_go_on(folder, kills, expected, seed=0):
+    """Kill a run at random moments, let it finish, and compare its end with an undisturbed one's."""
+    rng = np.random.default_rng(seed)
+    arguments = [*LONG, "-f", folder]
+    reached = 0
+    for _ in range(kills):
+        process = start(folder, *arguments)
+        reached += wait_for_timesteps(folder, 1, process)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.communicate(timeout=60)
+        arguments = ["--resume", folder]
+    assert reached == kills
+    resume(folder)
+    assert_equal_ends(expected, folder)
+
+
+LONG = ["--env", "dsa/Planted-v0", "-n", "6144", "--eval-freq", "512"]
+
+
+def test_a_killed_run_goes_on_to_the_very_same_end(uninterrupted, tmp_path):
+    kill_and_go_on(tmp_path / "run", 2, uninterrupted(LONG))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(10))
+def test_runs_killed_thirty_times_go_on_to_the_very_same_end(uninterrupted, tmp_path, seed):
+    kill_and_go_on(tmp_path / "run", 3, uninterrupted(LONG), seed)
+
+
+# From pre-training to the table.
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    pairs = {**envs.MINIATURES["dsa/DigitsResNet-v0"], "test_users": 2, "seed": 3}
+    kwargs = [word for name, value in pairs.items() for word in ("--env-kwargs", f"{name}:{value}")]
+    train(folder, "--env", "dsa/DigitsResNet-v0", "-n", "256", "-P", "n_envs:16", *kwargs)
+    return folder
+
+
+def test_the_digits_train_end_to_end(digits_run):
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert summary["test"]["n_users"] == 2
+    assert {*summary["test"]["methods"]} >= {*METHODS}
+    assert all(0 <= row["accuracy"] <= 1 for row in summary["test"]["methods"].values())
+    assert summary["wall_seconds"]["pretrain"] > 0
+    assert summary["wall_seconds"]["meta"] > 0
+    assert (digits_run / "users.csv").read_text().count("\n") == 3
+
+
+def test_a_digits_run_is_evaluated_again_from_the_answers_on_disk(digits_run, monkeypatch):
+    before = json.loads((digits_run / "summary.json").read_text())
+    monkeypatch.setattr("envs.oracles.adapt", lambda *args, **kwargs: pytest.fail("a user was adapted again"))
+    _load.cache_clear()
+    assert evaluate.evaluate_run(digits_run)["test"] == before["test"]
