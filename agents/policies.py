@@ -76,10 +76,12 @@ class GatingPolicy(MultiInputActorCriticPolicy):
     Args:
         args, kwargs: as for SB3's ``MultiInputPolicy``.
         hidden: width of the hidden layers.
+        initial_logit: where every pathway's logit starts; below zero, training starts with few pathways on, and those
+            that make no difference stay off.
     """
 
-    def __init__(self, *args: Any, hidden: int = 128, **kwargs: Any) -> None:
-        self.hidden = hidden
+    def __init__(self, *args: Any, hidden: int = 128, initial_logit: float = 0.0, **kwargs: Any) -> None:
+        self.hidden, self.initial_logit = hidden, initial_logit
         super().__init__(*args, **{**kwargs, "features_extractor_class": PathwayFeatures})
 
     def _build_mlp_extractor(self) -> None:
@@ -94,7 +96,8 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         assert isinstance(self.mlp_extractor, PathwayScorer)
         last = self.mlp_extractor.score[-1]
         assert isinstance(last, nn.Linear)
-        nn.init.orthogonal_(last.weight, 0.01)  # near even odds at first
+        nn.init.orthogonal_(last.weight, 0.01)
+        nn.init.constant_(last.bias, self.initial_logit)
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]

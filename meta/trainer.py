@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
 
 import torch
 from torch import Tensor
@@ -178,13 +179,17 @@ def meta_initialisation(
     pathways: Pathways, population: Population, config: MetaConfig, folder: Path, log: Log | None = None
 ) -> MetaInit:
     """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
-    facts = {"model": pathways.model.fingerprint(), "population": population.fingerprint(), "rank": pathways.rank}
+    facts = {"model": pathways.model.fingerprint(), "train_users": population.fingerprint("train"), "rank": pathways.rank}
     path = folder / f"meta-{cache_key(placement=type(pathways).__name__, **facts, **asdict(config))}"
+
+    unfinished = path.with_name(f"{path.name}-unfinished")
 
     def train() -> tuple[dict, dict]:
         support, query = (stack(pathways, population.train, role) for role in ("support", "query"))
-        trainer = MetaTrainer(pathways, support, query, config, path.with_name(f"{path.name}-unfinished"))
+        trainer = MetaTrainer(pathways, support, query, config, unfinished)
         trainer.resume_if_possible()
         return trainer.run(log).tensors(), {**facts, **asdict(config)}
 
-    return MetaInit.from_tensors(load_or_make(path, "meta-initialisation", train)[0])
+    init = MetaInit.from_tensors(load_or_make(path, "meta-initialisation", train)[0])
+    rmtree(unfinished, ignore_errors=True)
+    return init

@@ -115,10 +115,10 @@ class Population:
         start = sum(sizes[: SPLITS.index(split)])
         return range(start, start + sizes[SPLITS.index(split)])
 
-    def fingerprint(self) -> str:
-        """A hash of every example of every user."""
+    def fingerprint(self, *splits: str) -> str:
+        """A hash of every example of every user, of some splits or (none named) of all."""
         tensors = {}
-        for user in self.users:
+        for user in (user for split in splits or SPLITS for user in getattr(self, split)):
             for role in ROLES:
                 examples: Examples = getattr(user, role)
                 tensors[f"{user.user_id}/{role}/inputs"] = examples.inputs
