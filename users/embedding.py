@@ -42,12 +42,15 @@ def support_features(model: PopulationModel, support: Batch) -> tuple[Tensor, Te
 class UserEmbedder:
     """Support sets to embeddings: 28 principal components of the raw facts, then the 4 scores, standardised.
 
+    The first component has unit variance; the others keep theirs relative to it, because blowing up the small ones, which
+    are mostly noise, makes policies learn train users by heart.
+
     Built by :meth:`fit` on train users only; narrower raw facts or fewer users leave trailing components zero.
 
     Attributes:
         model: the frozen population model.
         mean, scale: of the raw facts over train users.
-        axes: ``[2 F + 2 C, 28]`` principal directions, scaled to unit variance.
+        axes: ``[2 F + 2 C, 28]`` principal directions, scaled so that the first component has unit variance.
         score_mean, score_scale: of the 4 scores.
     """
 
@@ -67,7 +70,7 @@ class UserEmbedder:
         kept = int((singular > singular.max() * 1e-4).sum())
         axes = torch.zeros(described.shape[1], WIDTH - scores.shape[1])
         kept = min(kept, axes.shape[1])
-        axes[:, :kept] = right[:kept].T * len(support) ** 0.5 / singular[:kept]
+        axes[:, :kept] = right[:kept].T * len(support) ** 0.5 / singular[0]
         return UserEmbedder(model, mean, scale, axes, scores.mean(0), scores.std(0, correction=0).clamp_min(1e-6))
 
     def embed(self, support: Batch) -> Tensor:
