@@ -42,6 +42,7 @@ def outcome_table(scenario: Scenario, users: Users, masks: Plans, role: str, lab
         plans = np.repeat(masks[m][None], len(users), axis=0)
         outcome = scenario.oracle.evaluate(users, plans, role)
         fields[:, :, m] = outcome.accuracy, outcome.loss, outcome.cost
+    scenario.save()
     return Outcome(*fields)
 
 

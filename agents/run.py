@@ -109,6 +109,9 @@ def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:
         if name not in PPO_SETTINGS | OTHER_SETTINGS:
             raise ValueError(f"unknown hyperparameter {name!r}. {did_you_mean(name, PPO_SETTINGS | OTHER_SETTINGS)}")
         settings[name] = parse_value(value)
+    changed = {override.partition(":")[0] for override in overrides}
+    if "policy" in changed and "policy_kwargs" not in changed:
+        settings["policy_kwargs"] = {}  # the YAML's are for the YAML's policy
     return settings
 
 

@@ -510,3 +510,9 @@ def test_a_digits_run_is_evaluated_again_from_the_answers_on_disk(digits_run, mo
     monkeypatch.setattr("envs.oracles.adapt", lambda *args, **kwargs: pytest.fail("a user was adapted again"))
     _load.cache_clear()
     assert evaluate.evaluate_run(digits_run)["test"] == before["test"]
+
+
+def test_another_policy_does_not_inherit_the_arguments_of_the_yamls_own():
+    settings = hyperparameters("dsa/DigitsResNet-v0", ["policy:MultiInputPolicy"])
+    assert settings["policy"] == "MultiInputPolicy" and settings["policy_kwargs"] == {}
+    assert hyperparameters("dsa/DigitsResNet-v0", [])["policy_kwargs"]
