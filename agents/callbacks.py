@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
+from stable_baselines3.common.policies import BasePolicy
 from tqdm.auto import tqdm
 
 from agents.checkpoint import choose_masks, save_checkpoint, save_policy
@@ -56,9 +58,12 @@ class Curves(BaseCallback):
 class BestOnVal(BaseCallback):
     """Every so often: the deterministic policy on all val users' query examples, the best one kept, a checkpoint.
 
-    Both happen between two rollouts, so that a resumed run goes on exactly.
+    All happens between two rollouts, so that a resumed run goes on exactly. What is evaluated and kept is an exponential
+    average of the policy's weights over rollouts: rewards are noisy, and the latest weights have learned the latest noise.
 
     Args:
+        average: a copy of the policy, to become the average.
+        decay: of the average per rollout; 0 keeps the latest weights.
         scenario: whose val users.
         core: the training environment's core, for the checkpoint.
         cost_weight: lambda.
@@ -69,6 +74,8 @@ class BestOnVal(BaseCallback):
 
     def __init__(
         self,
+        average: BasePolicy,
+        decay: float,
         scenario: Scenario,
         core: PathwaySelection,
         cost_weight: float,
@@ -79,14 +86,16 @@ class BestOnVal(BaseCallback):
         super().__init__()
         self.scenario, self.core, self.cost_weight = scenario, core, cost_weight
         self.every, self.folder, self.meta = every, folder, meta
+        self.average, self.decay = average, decay
         self.best = -np.inf
-        self.next_at = 0
+        self.next_at = self.averaged_at = 0
         self.stop_asked = False
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
+        self._update_average()
         if self.stop_asked:
             self.evaluate_and_save()
             raise KeyboardInterrupt
@@ -95,13 +104,26 @@ class BestOnVal(BaseCallback):
             self.evaluate_and_save()
 
     def _on_training_end(self) -> None:
+        self._update_average()
         self.evaluate_and_save()
+
+    def _update_average(self) -> None:
+        """Once per rollout, after learning from it; not again where a resumed run begins."""
+        if self.num_timesteps > self.averaged_at:
+            self.averaged_at = self.num_timesteps
+            with torch.no_grad():
+                for mean, latest in zip(self.average.parameters(), self.model.policy.parameters(), strict=True):
+                    mean.lerp_(latest, 1 - self.decay)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must hold besides the networks."""
+        return {"best": self.best, "next_at": self.next_at, "averaged_at": self.averaged_at}
 
     def evaluate_and_save(self) -> None:
         """Log the val users' figures; keep the policy if it is the best yet; write a checkpoint."""
         users = self.scenario.users("val")
         assert isinstance(self.model, PPO)
-        masks = choose_masks(self.model.policy, self.scenario, users)
+        masks = choose_masks(self.average, self.scenario, users)
         outcome = self.scenario.oracle.evaluate(users, masks, "query")
         rewards = outcome.reward(self.cost_weight)
         figures = {
@@ -122,8 +144,8 @@ class BestOnVal(BaseCallback):
         self.logger.dump(self.num_timesteps)
         if rewards.mean() > self.best:
             self.best = float(rewards.mean())
-            save_policy(self.folder / "policy", self.model, {**self.meta, "val_reward": self.best, "at": self.num_timesteps})
-        save_checkpoint(self.folder / "checkpoint", self.model, self.core, {"best": self.best, "next_at": self.next_at})
+            save_policy(self.folder / "policy", self.average, {**self.meta, "val_reward": self.best, "at": self.num_timesteps})
+        save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())
         self.scenario.save()
 
 

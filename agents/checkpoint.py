@@ -18,15 +18,15 @@ from envs.scenario import Scenario
 POLICY, CHECKPOINT = "gating policy", "training checkpoint"
 
 
-def save_policy(path: Path, model: PPO, meta: dict[str, Any]) -> None:
+def save_policy(path: Path, policy: BasePolicy, meta: dict[str, Any]) -> None:
     """Save the policy network.
 
     Args:
         path: without suffix.
-        model: whose policy.
+        policy: the network.
         meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, and ``pathways``.
     """
-    save_artefact(path, POLICY, model.policy.state_dict(), meta)
+    save_artefact(path, POLICY, policy.state_dict(), meta)
 
 
 def load_policy(path: Path, scenario: Scenario) -> tuple[BasePolicy, dict[str, Any]]:
@@ -58,10 +58,11 @@ def choose_masks(policy: BasePolicy, scenario: Scenario, users: Users) -> Plans:
     return policy.predict(observation, deterministic=True)[0].astype(bool)
 
 
-def save_checkpoint(path: Path, model: PPO, core: PathwaySelection, extra: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, model: PPO, average: BasePolicy, core: PathwaySelection, extra: dict[str, Any]) -> None:
     """Everything that training needs to go on as if it had not stopped, taken between two rollouts."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     tensors: dict[str, Tensor] = {f"policy/{k}": v for k, v in model.policy.state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
     optimiser = model.policy.optimizer.state_dict()["state"]
     for index, moments in optimiser.items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -77,10 +78,11 @@ def save_checkpoint(path: Path, model: PPO, core: PathwaySelection, extra: dict[
     save_artefact(path, CHECKPOINT, tensors, meta)
 
 
-def restore_checkpoint(path: Path, model: PPO, core: PathwaySelection) -> dict[str, Any]:
+def restore_checkpoint(path: Path, model: PPO, average: BasePolicy, core: PathwaySelection) -> dict[str, Any]:
     """Take over a checkpoint; returns its meta. Raises :class:`ArtefactError` if it is damaged."""
     tensors, meta = load_artefact(path, CHECKPOINT)
-    model.policy.load_state_dict({k.removeprefix("policy/"): v for k, v in tensors.items() if k.startswith("policy/")})
+    for name, policy in (("policy/", model.policy), ("average/", average)):
+        policy.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimiser/"):

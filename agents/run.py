@@ -31,7 +31,7 @@ PPO_SETTINGS = frozenset(
         "normalize_advantage",
     )
 )
-OTHER_SETTINGS = frozenset({"n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
+OTHER_SETTINGS = frozenset({"average", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class RunConfig:
         env: id. seed: of the scenario (where it takes one) and of PPO. cost_weight: lambda.
         total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
         n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
+        average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
 
@@ -51,6 +52,7 @@ class RunConfig:
     total_timesteps: int
     eval_freq: int
     n_envs: int
+    average: float
     policy: str
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
     ppo: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class RunConfig:
         for name in ("total_timesteps", "eval_freq", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be at least 0 and below 1, got {self.average}.")
         check_rounds(self.rounds)
         spec = known_spec(self.env)
         check_arguments(spec.kwargs["scenario"], [name for name in self.env_kwargs if name != "rounds"])

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.callbacks import BestOnVal, Curves, stop_between_rollouts
 from agents.checkpoint import restore_checkpoint
-from agents.evaluate import evaluate_run, write_seconds
+from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.policies import POLICIES
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder, parse_value
 from backbones.artefacts import ArtefactError, exists
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             config.save(folder)
         train(config, folder, args)
         evaluate_run(folder)
-    except (ValueError, FileNotFoundError, FileExistsError, ArtefactError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; everything up to the last checkpoint is in {folder}. Go on with --resume {folder}")
@@ -109,8 +110,10 @@ def claim_folder(args: argparse.Namespace) -> Path:
     folder = args.log_dir or numbered_folder(Path("logs"), args.env)
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise FileExistsError(f"{folder} holds files already; choose another --log-dir, or --overwrite, or --resume it.")
-    for stale in (folder / "checkpoint.json", folder / "policy.json", folder / "summary.json"):
-        stale.unlink(missing_ok=True)
+    for name in ("checkpoint.json", "policy.json", "summary.json", "users.csv", "table.md", "seconds.json"):
+        (folder / name).unlink(missing_ok=True)
+    for events in (args.tensorboard_log or folder / "tensorboard").glob("events.out.tfevents.*"):
+        events.unlink()  # or its curves would be drawn together with the new ones
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -125,17 +128,20 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     model = PPO(policy, VecMonitor(env), policy_kwargs=config.policy_kwargs, seed=config.seed, device=args.device, **config.ppo)
     model.set_logger(configure(str(args.tensorboard_log or folder / "tensorboard"), ["tensorboard"]))
     meta = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, "pathways": list(scenario.pathways)}
-    best = BestOnVal(scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)
+    average = deepcopy(model.policy)
+    best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)
     if exists(folder / "checkpoint"):
-        extra = restore_checkpoint(folder / "checkpoint", model, env.core)
-        best.best, best.next_at = extra["best"], extra["next_at"]
+        extra = restore_checkpoint(folder / "checkpoint", model, average, env.core)
+        best.best, best.next_at, best.averaged_at = extra["best"], extra["next_at"], extra["averaged_at"]
     left = config.total_timesteps - model.num_timesteps
     if left > 0:
         with stop_between_rollouts(best):
             model.learn(left, callback=[Curves(args.progress), best], reset_num_timesteps=model.num_timesteps == 0)
         if best.stop_asked:  # during the last rollout
             raise KeyboardInterrupt
-    write_seconds(folder, {**scenario.seconds, "ppo": time.perf_counter() - start})
+    before = read_seconds(folder)  # of the sessions that were resumed
+    made = {stage: max(spent, before[stage]) for stage, spent in scenario.seconds.items()}
+    write_seconds(folder, {**made, "ppo": before["ppo"] + time.perf_counter() - start})
 
 
 if __name__ == "__main__":

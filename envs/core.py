@@ -136,9 +136,14 @@ class PathwaySelection:
         if isinstance(user, str):
             if user not in self.scenario.user_ids:
                 raise ValueError(f"no user {user!r}; the first of this split is {self.scenario.user_ids[self.pool[0]]!r}.")
-            return self.scenario.user_ids.index(user)
-        if not 0 <= user < len(self.scenario.user_ids):
+            user = self.scenario.user_ids.index(user)
+        elif not 0 <= user < len(self.scenario.user_ids):
             raise ValueError(f"no user at position {user}; there are {len(self.scenario.user_ids)}.")
+        if user not in self.pool:
+            raise ValueError(
+                f"user {self.scenario.user_ids[user]!r} is not in the split {self.split!r}; make the environment with the "
+                "split that the user belongs to."
+            )
         return int(user)
 
     def _checked(self, actions: NDArray, count: int) -> NDArray[np.bool_]:
@@ -161,6 +166,12 @@ class PathwaySelection:
             plans = self.plans[slots[rows], : played + 1]
             outcome = self.scenario.oracle.evaluate(self.users[slots[rows]], plans)
             parts[:, rows] = outcome.accuracy, outcome.loss, outcome.cost
+        bad = slots[~np.isfinite(parts).all(0)]
+        if len(bad):
+            raise FloatingPointError(
+                f"user {self.scenario.user_ids[self.users[bad[0]]]!r} got a NaN or infinite accuracy, loss or cost; "
+                "mend the oracle, or leave the user out."
+            )
         return Outcome(*parts)
 
     def _user_info(self, slot: int) -> dict[str, Any]:

@@ -38,8 +38,10 @@ def gate_rates(folders: list[Path], fact: str) -> dict[str, tuple[int, NDArray[n
 
 def draw(rates: dict[str, tuple[int, NDArray[np.float64]]], pathways: list[str], title: str, out: Path) -> None:
     """Save a heat-map, groups of users by pathways."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ValueError("the picture needs matplotlib: pip install 'dynamic-sparse-adapters[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -8,6 +8,8 @@ README. Runs that are finished are not repeated, so the command can be stopped a
 import argparse
 import csv
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bootstrap import Interval, gap_closed, paired_difference
-from agents.comparison import EXTRA, METHODS
+from agents.bootstrap import GapClosed, Interval, paired_difference
+from agents.comparison import EXTRA, METHODS, conclude
+from agents.run import RunConfig
 from agents.train_ppo import main as train_ppo
+from agents.train_ppo import parse, read_settings
 from backbones.artefacts import write_atomically
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -26,13 +30,18 @@ Run = dict[str, dict[str, NDArray[np.float64]]]
 
 
 def finished(root: Path, env: str, seed: int, weight: float, extra: Sequence[str]) -> Path:
-    """The folder of one run, trained and evaluated first if it is not yet."""
+    """The folder of one run, trained and evaluated first if it is not yet.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings.
+    """
     folder = root / f"seed{seed}-cost{weight:g}"
+    flags = ["--env", env, "--seed", str(seed), "--cost-weight", str(weight), *extra]
+    begun = (folder / "config.json").exists()
+    if begun and RunConfig.load(folder) != read_settings(parse(flags)):
+        raise ValueError(f"{folder} was made with other settings; remove it, or choose another --runs.")
     if not (folder / "summary.json").exists():
-        if (folder / "config.json").exists():
-            train_ppo(["--resume", str(folder)])
-        else:
-            train_ppo(["--log-dir", str(folder), "--env", env, "--seed", str(seed), "--cost-weight", str(weight), *extra])
+        train_ppo(["--resume", str(folder)] if begun else ["--log-dir", str(folder), *flags])
     return folder
 
 
@@ -60,41 +69,58 @@ def text_of(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def method_table(by_weight: dict[float, list[Run]]) -> list[str]:
-    """Reward, accuracy and share of pathways per method and cost weight."""
-    heads = " | ".join(f"reward at {w:g} | accuracy | on" for w in by_weight)
-    lines = [f"| method | {heads} |", "| --- " * (1 + 3 * len(by_weight)) + "|"]
+def method_table(by_weight: dict[float, list[Run]], tests: dict[float, list[dict[str, Any]]]) -> list[str]:
+    """Reward, accuracy, share of pathways and distinct masks per method and cost weight."""
+    heads = " | ".join(f"reward at {w:g} | accuracy | on | masks" for w in by_weight)
+    lines = [f"| method | labels | {heads} |", "| --- " * (2 + 4 * len(by_weight)) + "|"]
     for name in METHODS + EXTRA:
-        cells = [
-            f"{mean(runs, name, 'reward'):.3f} | {mean(runs, name, 'accuracy'):.3f} | {mean(runs, name, 'active_fraction'):.0%}"
-            for runs in by_weight.values()
-        ]
+        cells = []
+        for weight, runs in by_weight.items():
+            rows = [{**test["methods"], **test["equal_labels"]}[name] for test in tests[weight]]
+            masks, labels = (np.mean([row[key] for row in rows]) for key in ("distinct_masks", "labels_used"))
+            reward, accuracy, on = (mean(runs, name, field) for field in ("reward", "accuracy", "active_fraction"))
+            cells.append(f"{reward:.3f} | {accuracy:.3f} | {on:.0%} | {masks:.0f}")
         title = f"**{name}**" if name == "ppo" else name
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {labels:.0f} | {' | '.join(cells)} |")
     return lines
 
 
 def conclusions(by_weight: dict[float, list[Run]]) -> list[str]:
     """Paired differences at each weight, and the gap closed, pooled over the weights at which it is defined."""
-    lines = ["| cost weight | ppo - best_static | ppo - shuffled | gap closed |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| cost weight | ppo - best_static | ppo - shuffled | accuracy, ppo - all_on | ppo - support_search "
+        "| ppo_all_labels - validation_search | gap closed |",
+        "| --- " * 7 + "|",
+    ]
     defined = []
     for weight, runs in by_weight.items():
-        rewards = {name: across(runs, name, "reward") for name in ("ppo", "best_static", "shuffled", "validation_search")}
-        gap = gap_closed(rewards["ppo"], rewards["best_static"], rewards["validation_search"])
-        if gap.value is not None and gap.ci95 is not None:
+        rewards = [{name: run[name]["reward"] for name in METHODS + EXTRA} for run in runs]
+        done = conclude(rewards)
+        if done.gap.value is not None:
             defined.append(rewards)
-            closed = f"{gap.value:.2f} [{gap.ci95[0]:.2f}, {gap.ci95[1]:.2f}]"
-        else:
-            closed = f"not defined: {gap.reason}"
-        static = text_of(paired_difference(rewards["ppo"], rewards["best_static"]))
-        shuffled = text_of(paired_difference(rewards["ppo"], rewards["shuffled"]))
-        lines.append(f"| {weight:g} | {static} | {shuffled} | {closed} |")
+        cells = [
+            text_of(done.minus_static),
+            text_of(done.minus_shuffled),
+            text_of(paired_difference(across(runs, "ppo", "accuracy"), across(runs, "all_on", "accuracy"))),
+            text_of(paired_difference(across(runs, "ppo", "reward"), across(runs, "support_search", "reward"))),
+            text_of(paired_difference(across(runs, "ppo_all_labels", "reward"), across(runs, "validation_search", "reward"))),
+            gap_text(done.gap),
+        ]
+        lines.append(f"| {weight:g} | {' | '.join(cells)} |")
     if defined:
-        pooled = {name: list(np.mean([d[name] for d in defined], axis=0)) for name in defined[0]}
-        gap = gap_closed(pooled["ppo"], pooled["best_static"], pooled["validation_search"])
-        if gap.value is not None and gap.ci95 is not None:
-            lines.append(f"| pooled | | | {gap.value:.2f} [{gap.ci95[0]:.2f}, {gap.ci95[1]:.2f}] |")
+        names = defined[0][0]
+        pooled = [
+            {name: np.mean([d[seed][name] for d in defined], axis=0) for name in names} for seed in range(len(defined[0]))
+        ]
+        lines.append(f"| pooled {'| ' * 6}{gap_text(conclude(pooled).gap)} |")
     return lines
+
+
+def gap_text(gap: GapClosed) -> str:
+    """The gap closed with its interval, or why it is not defined."""
+    if gap.value is None or gap.ci95 is None:
+        return f"not defined: {gap.reason}"
+    return f"{gap.value:.2f} [{gap.ci95[0]:.2f}, {gap.ci95[1]:.2f}]"
 
 
 def group_lines(runs: Sequence[Run], groups: Sequence[NDArray[np.str_]]) -> list[str]:
@@ -113,20 +139,19 @@ def report(folders: dict[float, list[Path]], command: str) -> str:
     """The whole text between the markers."""
     read = {weight: [read_run(folder) for folder in paths] for weight, paths in folders.items()}
     by_weight = {weight: [run for run, _ in pairs] for weight, pairs in read.items()}
+    summaries = {
+        weight: [json.loads((path / "summary.json").read_text()) for path in paths] for weight, paths in folders.items()
+    }
+    tests = {weight: [summary["test"] for summary in each] for weight, each in summaries.items()}
     first = next(iter(read.values()))
-    users, seeds = len(first[0][1]), len(first)
-    seconds: list[dict[str, Any]] = [
-        json.loads((path / "summary.json").read_text())["wall_seconds"] for paths in folders.values() for path in paths
-    ]
-    longest = max(sum(s.values()) for s in seconds)
     lead = (
-        f"{seeds} seeds, {users} test users each; 95 % paired bootstrap intervals, users within seeds. Users of a split "
-        "share images: the intervals describe new users of the same image pool. `random` and `shuffled` are means of 10 "
-        "draws. Labels used per user: `validation_search`, `all_on_all_labels` and `ppo_all_labels` 60, `all_off` none, "
-        f"the others 20. Longest run: {longest / 60:.1f} minutes. Written by `{command}`."
+        f"{len(first)} seeds, {len(first[0][1])} test users each; 95 % paired bootstrap intervals, users within seeds. "
+        "Users of a split may share examples (the digits' users do): the intervals then describe new users of the same "
+        "pool. `labels`: of the user's own, used to choose and adapt; `on`: share of pathways; `masks`: distinct ones. "
+        f"`random` and `shuffled` are means of 10 draws. Written by `{command}`."
     )
     first_runs, groups = [run for run, _ in first], [group for _, group in first]
-    blocks = [method_table(by_weight), conclusions(by_weight), group_lines(first_runs, groups)]
+    blocks = [method_table(by_weight, tests), conclusions(by_weight), group_lines(first_runs, groups)]
     return "\n\n".join([lead, *("\n".join(block) for block in blocks)])
 
 
@@ -152,7 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
         weight: [finished(args.runs, args.env, seed, weight, extra) for seed in range(args.seeds)]
         for weight in args.cost_weights
     }
-    text = report(folders, "python -m eval.headline --write README.md")
+    given = sys.argv[1:] if arguments is None else arguments
+    text = report(folders, shlex.join(["python", "-m", "eval.headline", *given]))
     print(text)
     if args.write:
         write_between_markers(args.write, text)

@@ -8,12 +8,13 @@ stopped. Ends with the accuracy of val users, adapted with every pathway on and 
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from backbones.artefacts import ArtefactError, cache_root
+from backbones.artefacts import ArtefactError, cache_key, cache_root
 from backbones.pathways import PLACEMENTS, make_pathways
 from meta.digits import digits_model
 from meta.masks import sample_masks
@@ -55,9 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
         config = MetaConfig(**{name: getattr(args, name) for name in names})
         population = digits_population(args.seed, args.train_users, args.val_users, test_users=1)
         pathways = make_pathways(args.placement, digits_model(args.seed, folder=folder), args.rank)
-        with SummaryWriter(str(folder / "tensorboard")) as writer:
+        events = folder / "tensorboard" / f"{config.algorithm}-{cache_key(**asdict(config))}"
+        with SummaryWriter(str(events)) as writer:
             init = meta_initialisation(pathways, population, config, folder, writer.add_scalar)
-    except (ValueError, ArtefactError) as error:
+    except (ValueError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     support, query = (stack(pathways, population.val, role) for role in ("support", "query"))
     shape = (len(population.val), pathways.num_pathways)

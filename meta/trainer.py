@@ -51,6 +51,13 @@ class MetaConfig:
         for name in ("steps", "users", "inner_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not (self.inner_rate > 0 and self.outer_rate > 0 and 0 <= self.all_on <= 1):
+            raise ValueError(
+                f"rates must be above 0 and all_on between 0 and 1, got inner_rate={self.inner_rate}, "
+                f"outer_rate={self.outer_rate}, all_on={self.all_on}."
+            )
+        if self.random_start and self.algorithm == "reptile":
+            raise ValueError("Reptile learns no inner rates, so there is nothing to learn from a random start.")
 
 
 class MetaTrainer:

@@ -491,7 +491,7 @@ def digits_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     pairs = {**envs.MINIATURES["dsa/DigitsResNet-v0"], "test_users": 2, "seed": 3}
     kwargs = [word for name, value in pairs.items() for word in ("--env-kwargs", f"{name}:{value}")]
-    train(folder, "--env", "dsa/DigitsResNet-v0", "-n", "256", "-P", "n_envs:16", *kwargs)
+    train(folder, "--env", "dsa/DigitsResNet-v0", "-n", "256", "-P", "n_envs:16", "-P", "batch_size:256", *kwargs)
     return folder
 
 

@@ -61,7 +61,7 @@ class User:
         for role in ROLES:
             examples: Examples = getattr(self, role)
             if not len(examples):
-                cure = "run them with the mask `all_off`" if role == "support" else "leave the user out"
+                cure = "serve them the population model as it is" if role == "support" else "leave the user out"
                 raise ValueError(f"user {self.user_id!r} has no {role} examples; give them at least one, or {cure}.")
             if len(examples.inputs) != len(examples.labels):
                 raise ValueError(

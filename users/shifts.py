@@ -1,6 +1,6 @@
 """Ways in which one simulated user's images and labels differ from everybody's; a registry, open to more.
 
-A shift is a function ``(images [N, 1, H, W] in 0..1, labels [N], rng) -> (images, labels)``, called once per user on
+A shift is a function ``(images [N, 1, H, W], labels [N], rng) -> (images, labels)``, called once per user on
 all of that user's images, so that what it draws (an angle, a strength, a permutation) is the user's own.
 """
 
