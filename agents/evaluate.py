@@ -6,7 +6,6 @@ Loads the best policy (by val users) and measures it beside its rivals on users 
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from agents.checkpoint import choose_masks, load_policy
 from agents.comparison import compare, group_table, leakage, leakage_lines, summarise, table, to_json, user_rows
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, write_atomically
+from backbones.threads import usable_cores
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     config = RunConfig.load(folder)
     scenario = config.scenario()
     policy, _ = load_policy(folder / "policy", scenario)
+    if config.rounds > 1:
+        print(f"note: trained with {config.rounds} rounds, measured (like its rivals) with the first decision alone")
     start = time.perf_counter()
     found = compare(scenario, lambda users: choose_masks(policy, scenario, users), config.cost_weight, config.seed)
     apart = leakage(scenario)
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m agents.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, as agents.train_ppo named it")
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
     try:

@@ -43,6 +43,7 @@ class RunConfig:
         total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
         n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
         average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
+        tensorboard_log: where the curves go; None for ``tensorboard`` in the run's folder.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
 
@@ -55,6 +56,7 @@ class RunConfig:
     average: float
     policy: str
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    tensorboard_log: str | None = None
     ppo: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,10 @@ class RunConfig:
         check_rounds(self.rounds)
         spec = known_spec(self.env)
         check_arguments(spec.kwargs["scenario"], [name for name in self.env_kwargs if name != "rounds"])
+
+    def events(self, folder: Path) -> Path:
+        """Where the curves of the run in ``folder`` are."""
+        return Path(self.tensorboard_log) if self.tensorboard_log else folder / "tensorboard"
 
     @property
     def rounds(self) -> int:
@@ -93,7 +99,7 @@ class RunConfig:
             raise FileNotFoundError(f"{folder} is not a run: it has no config.json. Give the folder that training named.")
         try:
             return RunConfig(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+        except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); restore it from a backup or train anew.") from error
 
 

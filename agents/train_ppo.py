@@ -5,7 +5,6 @@ table on test users. ``python -m agents.train_ppo --help`` lists the flags, the 
 """
 
 import argparse
-import os
 import sys
 import time
 from copy import deepcopy
@@ -23,6 +22,7 @@ from agents.policies import POLICIES
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder, parse_value
 from backbones.artefacts import ArtefactError, exists
 from backbones.registry import did_you_mean
+from backbones.threads import usable_cores
 from envs.sb3 import PathwaySelectionVecEnv
 
 
@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="allow --log-dir to be a folder with files in it")
     parser.add_argument("--device", default="cpu", help="for the policy network (default: cpu, which is faster)")
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
     parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
@@ -49,8 +49,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         parser.error(f"unrecognized arguments: {' '.join(unknown)}. {did_you_mean(unknown[0].split('=')[0], flags)}")
-    fixed = ("env", "total_timesteps", "seed", "cost_weight", "log_dir", "eval_freq", "hyperparameter", "env_kwargs")
-    changed = [name for name in fixed if getattr(args, name) != parser.get_default(name)]
+    free = {"resume", "overwrite", "device", "num_threads", "progress"}
+    changed = [name for name, value in vars(args).items() if name not in free and value != parser.get_default(name)]
     if args.resume and changed:
         parser.error(f"--resume goes on with the run's own settings; leave out {', '.join(changed)}.")
     return args
@@ -73,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; everything up to the last checkpoint is in {folder}. Go on with --resume {folder}")
-    events = args.tensorboard_log or folder / "tensorboard"
-    print(f"\nCurves and gates: tensorboard --logdir {events}\nRun folder: {folder}")
+    print(f"\nCurves and gates: tensorboard --logdir {config.events(folder)}\nRun folder: {folder}")
 
 
 def read_settings(args: argparse.Namespace) -> RunConfig:
@@ -93,6 +92,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         cost_weight=args.cost_weight,
         ppo=ppo,
         env_kwargs=parse_env_kwargs(args.env_kwargs),
+        tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
         **settings,
     )
 
@@ -126,7 +126,7 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     env.seed(config.seed)
     policy = POLICIES[config.policy]
     model = PPO(policy, VecMonitor(env), policy_kwargs=config.policy_kwargs, seed=config.seed, device=args.device, **config.ppo)
-    model.set_logger(configure(str(args.tensorboard_log or folder / "tensorboard"), ["tensorboard"]))
+    model.set_logger(configure(str(config.events(folder)), ["tensorboard"]))
     meta = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, "pathways": list(scenario.pathways)}
     average = deepcopy(model.policy)
     best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)

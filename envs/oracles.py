@@ -132,12 +132,11 @@ class LiveOracle(Oracle):
     def adapted(self, users: Users, plans: Plans) -> Weights:
         """Stacked weights of users (of one split) after their plans; a plan's last round goes on from the one before."""
         split, local = self._locate(users)
-        start = self._before(users, plans) if plans.shape[1] > 1 else None
+        start = self._recalled(users, plans[:, :-1]) if plans.shape[1] > 1 else None
         self.adaptations += len(users)
         gates = torch.from_numpy(plans[:, -1])
         weights = adapt(self.pathways, self.init, self.batch(split, "support").rows(local), gates, start)
-        if plans.shape[1] > 1:
-            self._remember(users, plans, weights)
+        self._remember(users, plans, weights)
         return weights
 
     def statistics(self, of: PathwayStatistics, users: Users, plans: Plans) -> Tensor:
@@ -145,22 +144,21 @@ class LiveOracle(Oracle):
         out = torch.empty(len(users), *plans.shape[2:], of.mean.shape[1] + 3)
         for rows, split, local in self._chunks(users):
             gates = torch.from_numpy(plans[rows, -1])
-            weights = self.adapted(users[rows], plans[rows])
-            self._remember(users[rows], plans[rows], weights)
+            weights = self._recalled(users[rows], plans[rows])
             raw = of.raw(self.batch(split, "support").rows(local), weights, gates)
             out[torch.from_numpy(rows)] = of.observe(raw, gates)
         return out
 
-    def _before(self, users: Users, plans: Plans) -> Weights:
-        """Weights before the last round: remembered from the call before, or computed again."""
-        keys = [(int(u), plan[:-1].tobytes()) for u, plan in zip(users, plans, strict=True)]
+    def _recalled(self, users: Users, plans: Plans) -> Weights:
+        """What :meth:`adapted` gives: remembered from one of the latest calls, or computed again."""
+        keys = [(int(u), plan.tobytes()) for u, plan in zip(users, plans, strict=True)]
         if all(key in self._recent for key in keys):
             found = [self._recent[key] for key in keys]
             return {name: torch.stack([w[name] for w in found]) for name in found[0]}
-        return self.adapted(users, plans[:, :-1])
+        return self.adapted(users, plans)
 
     def _remember(self, users: Users, plans: Plans, weights: Weights) -> None:
-        if len(self._recent) > 4096:
+        if len(self._recent) > 512:
             self._recent.clear()
         for row, (user, plan) in enumerate(zip(users, plans, strict=True)):
             self._recent[int(user), plan.tobytes()] = {name: w[row] for name, w in weights.items()}

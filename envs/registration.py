@@ -1,5 +1,6 @@
 """Gymnasium ids. Nothing here imports torch: the classes are named, not loaded."""
 
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -52,7 +53,10 @@ def register_all() -> None:
 
 
 def known_spec(env_id: str) -> EnvSpec:
-    """The spec of one of our ids. Raises ``ValueError`` with a suggestion for others."""
+    """The spec of an id, ours or (with its module before a colon) a plug-in's. Raises ``ValueError`` for unknown ones."""
+    module, _, env_id = env_id.rpartition(":")
+    if module:
+        import_module(module)  # "package:namespace/Name-v0", as Gymnasium has it
     ours = [name for name in gym.registry if name.startswith(f"{NAMESPACE}/")]
     if env_id not in gym.registry or "scenario" not in gym.registry[env_id].kwargs:
         raise ValueError(f"unknown environment {env_id!r}. {did_you_mean(env_id, ours)}")

@@ -6,7 +6,6 @@ users one at a time, in alternating order in one run; medians of several repeats
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from backbones import make_backbone
 from backbones.pathways import make_pathways
+from backbones.threads import usable_cores
 from envs.oracles import LiveOracle
 from meta.inner import MetaInit
 from users.digits import digits_population
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.bench", description=__doc__)
     parser.add_argument("--users", type=int, default=64, help="users (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of runs (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)

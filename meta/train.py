@@ -6,7 +6,6 @@ stopped. Ends with the accuracy of val users, adapted with every pathway on and 
 """
 
 import argparse
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from backbones.artefacts import ArtefactError, cache_key, cache_root
 from backbones.pathways import PLACEMENTS, make_pathways
+from backbones.threads import usable_cores
 from meta.digits import digits_model
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=None, help="artefacts and curves (default: the cache folder)")
     parser.add_argument("--train-users", type=int, default=600, help="(default: %(default)s)")
     parser.add_argument("--val-users", type=int, default=120, help="(default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     return parser.parse_args(arguments)
 
 

@@ -488,7 +488,7 @@ def test_a_policy_learns_without_complaint_and_chooses_masks(policy):
 def test_a_saved_policy_chooses_the_same_masks_when_loaded(policy, tmp_path):
     scenario = planted()
     model = small_ppo(scenario, policy).learn(256)
-    save_policy(tmp_path / "policy", model, meta_of(scenario, policy))
+    save_policy(tmp_path / "policy", model.policy, meta_of(scenario, policy))
     loaded, meta = load_policy(tmp_path / "policy", scenario)
     users = np.arange(400)
     mine = choose_masks(model.policy, scenario, users)
@@ -503,7 +503,7 @@ def test_policy_arguments_are_used_again_when_loaded(tmp_path):
     scenario = planted()
     env = PathwaySelectionVecEnv(scenario, num_envs=4)
     model = PPO(POLICIES["GatingPolicy"], env, n_steps=8, batch_size=16, policy_kwargs={"hidden": 17}, device="cpu")
-    save_policy(tmp_path / "policy", model, {**meta_of(scenario), "policy_kwargs": {"hidden": 17}})
+    save_policy(tmp_path / "policy", model.policy, {**meta_of(scenario), "policy_kwargs": {"hidden": 17}})
     loaded, _ = load_policy(tmp_path / "policy", scenario)
     users = scenario.users("test")
     np.testing.assert_array_equal(choose_masks(loaded, scenario, users), choose_masks(model.policy, scenario, users))
@@ -511,7 +511,7 @@ def test_policy_arguments_are_used_again_when_loaded(tmp_path):
 
 def test_a_policy_of_other_pathways_is_refused(tmp_path):
     scenario = planted()
-    save_policy(tmp_path / "policy", small_ppo(scenario), meta_of(scenario))
+    save_policy(tmp_path / "policy", small_ppo(scenario).policy, meta_of(scenario))
     with pytest.raises(ArtefactError, match="trained on the pathways"):
         load_policy(tmp_path / "policy", widened(12))
     renamed = replace(scenario, pathways=tuple(f"layer{p}" for p in range(8)))
@@ -521,7 +521,7 @@ def test_a_policy_of_other_pathways_is_refused(tmp_path):
 
 def test_a_policy_of_other_observations_is_refused(tmp_path):
     scenario = planted()
-    save_policy(tmp_path / "policy", small_ppo(scenario), meta_of(scenario))
+    save_policy(tmp_path / "policy", small_ppo(scenario).policy, meta_of(scenario))
     wider = replace(scenario, embeddings=np.pad(scenario.embeddings, ((0, 0), (0, 3))))
     with pytest.raises(ArtefactError, match="does not fit this scenario's observations"):
         load_policy(tmp_path / "policy", wider)
