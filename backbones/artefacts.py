@@ -57,12 +57,19 @@ def save_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Ma
     checksum = hashlib.sha256(data).hexdigest()
     body = {"format": FORMAT, "kind": kind, "tensors_sha256": checksum, "meta": json.loads(json.dumps(dict(meta)))}
     body["self_sha256"] = _digest(body)
-    target = _tensor_file(path, checksum)
+    target, replaced = _tensor_file(path, checksum), _named_tensors(path)
     write_atomically(target, data)
     write_atomically(_json_file(path), json.dumps(body, indent=1).encode())
-    for old in path.parent.glob(f"{path.name}-{'?' * 12}.safetensors"):
-        if old != target:
-            old.unlink(missing_ok=True)
+    if replaced is not None and replaced != target:
+        replaced.unlink(missing_ok=True)
+
+
+def _named_tensors(path: Path) -> Path | None:
+    """The tensor file that the JSON names now; only that one may go, for another process may be writing a third."""
+    try:
+        return _tensor_file(path, json.loads(_json_file(path).read_bytes())["tensors_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_artefact(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -89,6 +96,8 @@ def load_artefact(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, A
         raise ArtefactError(f"{source} holds a {body['kind']}, not a {kind}.")
     tensors = _tensor_file(path, body["tensors_sha256"])
     if not tensors.exists():
+        if _named_tensors(path) != tensors:  # replaced by another process since the JSON was read
+            return load_artefact(path, kind)
         raise ArtefactError(f"{tensors}, which {source} names, is missing. {cure}")
     data = tensors.read_bytes()
     if hashlib.sha256(data).hexdigest() != body["tensors_sha256"]:

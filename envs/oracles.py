@@ -238,9 +238,11 @@ class CachedOracle(Oracle):
         return row
 
     def save(self) -> None:
-        """Write the answers to ``path``, if there are new ones."""
+        """Write the answers to ``path``, if there are new ones; those that another process wrote meanwhile are kept."""
         if self.path is None or not self._changed:
             return
+        if exists(self.path):
+            self._load(self.path)
         keys = list(self._rows)
         plans = b"".join(plan for _, plan in keys)
         ends = np.cumsum([len(plan) for _, plan in keys])
@@ -254,12 +256,14 @@ class CachedOracle(Oracle):
         self._changed = False
 
     def _load(self, path: Path) -> None:
+        """Take over the answers on disk that are not known yet."""
         tensors, _ = load_artefact(path, "oracle cache")
         ends = [0, *tensors["ends"].tolist()]
-        plans = tensors["plans"].numpy().tobytes()
-        for row, user in enumerate(tensors["users"].tolist()):
-            self._rows[user, plans[ends[row] : ends[row + 1]]] = row
-        self._answers = np.concatenate([tensors["answers"].numpy(), np.full((1024, len(ROLES), 2), np.nan)])
+        plans, answers = tensors["plans"].numpy().tobytes(), tensors["answers"].numpy()
+        users = tensors["users"].tolist()
+        rows = [self._row((user, plans[ends[i] : ends[i + 1]])) for i, user in enumerate(users)]
+        mine = self._answers[rows]
+        self._answers[rows] = np.where(np.isnan(mine), answers, mine)
 
 
 class FormulaOracle(Oracle):

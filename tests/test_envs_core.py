@@ -11,7 +11,7 @@ import envs
 from backbones.artefacts import ArtefactError
 from backbones.pathways import make_pathways
 from envs.core import PathwaySelection
-from envs.oracles import CachedOracle, LiveOracle, Oracle, Outcome
+from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Oracle, Outcome
 from envs.planted import PlantedEnv, planted
 from envs.scenario import load_scenario
 from envs.statistics import NAMES, STANDARDISED, PathwayStatistics
@@ -634,3 +634,19 @@ def test_another_number_of_pathways_gives_as_many_rows(live):
     init = MetaInit(wider.start(0), torch.full((2, wider.num_pathways), 0.1), torch.ones(wider.num_pathways).bool())
     oracle = LiveOracle(wider, init, live.population)
     assert fitted(oracle).raw(oracle.batch("val", "support")).gradient_norm.shape == (4, wider.num_pathways)
+
+
+def test_two_processes_that_share_a_cache_keep_each_others_answers(tmp_path):
+    costs = np.full(3, 1 / 3)
+    one, two = (
+        CachedOracle(FormulaOracle(costs, lambda users, masks: masks.mean(1)), np.zeros(4, dtype=bool), tmp_path / "answers")
+        for _ in range(2)
+    )
+    one.evaluate(np.array([0]), np.ones((1, 3), dtype=bool))
+    two.evaluate(np.array([1]), np.zeros((1, 3), dtype=bool))
+    one.save()
+    two.save()
+    third = CachedOracle(one.live, np.zeros(4, dtype=bool), tmp_path / "answers")
+    assert len(third) == 2
+    third.live = None  # nothing may be asked any more
+    assert third.evaluate(np.array([0, 1]), np.array([[1, 1, 1], [0, 0, 0]], dtype=bool)).accuracy.tolist() == [1.0, 0.0]
