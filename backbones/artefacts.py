@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 FORMAT = 1
+LEFT_BEHIND = 3600.0
+"""Seconds after which a tensor file that no JSON names was left behind by a kill, not just written by another process."""
 
 
 class ArtefactError(RuntimeError):
@@ -60,12 +63,18 @@ def save_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Ma
     target, replaced = _tensor_file(path, checksum), _named_tensors(path)
     write_atomically(target, data)
     write_atomically(_json_file(path), json.dumps(body, indent=1).encode())
-    if replaced is not None and replaced != target:
-        replaced.unlink(missing_ok=True)
+    for old in path.parent.glob(f"{path.name}-{'?' * 12}.safetensors"):
+        if old != target and (old == replaced or _age(old) > LEFT_BEHIND):
+            old.unlink(missing_ok=True)
+
+
+def _age(file: Path) -> float:
+    """Seconds since a file was written; 0 if another process has just removed it."""
+    return time.time() - file.stat().st_mtime if file.exists() else 0.0
 
 
 def _named_tensors(path: Path) -> Path | None:
-    """The tensor file that the JSON names now; only that one may go, for another process may be writing a third."""
+    """The tensor file that the JSON names now."""
     try:
         return _tensor_file(path, json.loads(_json_file(path).read_bytes())["tensors_sha256"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -191,6 +191,8 @@ def test_a_kill_between_the_writes_leaves_the_old_artefact(saved, monkeypatch, k
     assert meta == META
     assert torch.equal(tensors["weight"], TENSORS["weight"])
     assert not list(saved.parent.glob(".*"))
+    for left in saved.parent.glob("*.safetensors"):
+        os.utime(left, (0, 0))
     save_artefact(saved, "toy", {"weight": torch.ones(2)}, {"step": 5})
     assert load_artefact(saved, "toy")[1] == {"step": 5}
     assert sorted(saved.parent.iterdir()) == sorted([json_file(saved), tensor_file(saved)])
@@ -238,3 +240,10 @@ def test_the_cache_is_where_the_environment_variable_says(monkeypatch, tmp_path)
 def test_a_cache_key_depends_on_the_facts_and_not_on_their_order():
     assert cache_key(a=1, b="x") == cache_key(b="x", a=1)
     assert len({cache_key(a=1), cache_key(a=2), cache_key(b=1), cache_key(a="1"), cache_key()}) == 5
+
+
+def test_a_file_that_another_process_has_just_written_is_left_alone(saved):
+    other = saved.parent / "thing-0123456789ab.safetensors"
+    other.write_bytes(b"being committed")
+    save_artefact(saved, "toy", {"weight": torch.ones(2)}, {"step": 5})
+    assert other.exists()
