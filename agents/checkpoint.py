@@ -24,7 +24,8 @@ def save_policy(path: Path, policy: BasePolicy, meta: dict[str, Any]) -> None:
     Args:
         path: without suffix.
         policy: the network.
-        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, and ``pathways``.
+        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, ``pathways``, and ``scenario``, the
+            scenario's fingerprint.
     """
     save_artefact(path, POLICY, policy.state_dict(), meta)
 
@@ -33,13 +34,14 @@ def load_policy(path: Path, scenario: Scenario) -> tuple[BasePolicy, dict[str, A
     """The policy and its meta, fit for a scenario's observations.
 
     Raises:
-        ArtefactError: if it is damaged or was trained on other pathways.
+        ArtefactError: if it is damaged, or was trained on other pathways or other observations.
     """
     tensors, meta = load_artefact(path, POLICY)
     if list(scenario.pathways) != meta["pathways"]:
         raise ArtefactError(
             f"the policy in {path} was trained on the pathways {meta['pathways']}, this scenario has {list(scenario.pathways)}."
         )
+    check_scenario(path, meta, scenario)
     core = PathwaySelection(scenario, "train", cost_weight=0.0, rounds=1, slots=1)
     named = POLICIES[meta["policy"]]
     kind = PPO.policy_aliases[named] if isinstance(named, str) else named
@@ -50,6 +52,15 @@ def load_policy(path: Path, scenario: Scenario) -> tuple[BasePolicy, dict[str, A
         raise ArtefactError(f"the policy in {path} does not fit this scenario's observations: {error}") from error
     policy.set_training_mode(False)
     return policy, meta
+
+
+def check_scenario(path: Path, meta: dict[str, Any], scenario: Scenario) -> None:
+    """Raise :class:`ArtefactError` if what is in ``path`` was trained on other users, model or initialisation."""
+    if meta.get("scenario") != scenario.fingerprint:
+        raise ArtefactError(
+            f"{path} was trained on other observations: users, backbone or meta-initialisation differ from those at hand. "
+            "Restore the cache folder it was trained with, or train anew."
+        )
 
 
 def choose_masks(policy: BasePolicy, scenario: Scenario, users: Users) -> Plans:
@@ -73,14 +84,16 @@ def save_checkpoint(path: Path, model: PPO, average: BasePolicy, core: PathwaySe
         "n_updates": model._n_updates,
         "numpy_rng": [kind, position, has_gauss, cached],
         "env": core.state(),
+        "scenario": core.scenario.fingerprint,
         **extra,
     }
     save_artefact(path, CHECKPOINT, tensors, meta)
 
 
 def restore_checkpoint(path: Path, model: PPO, average: BasePolicy, core: PathwaySelection) -> dict[str, Any]:
-    """Take over a checkpoint; returns its meta. Raises :class:`ArtefactError` if it is damaged."""
+    """Take over a checkpoint; returns its meta. Raises :class:`ArtefactError` if it is damaged or of another scenario."""
     tensors, meta = load_artefact(path, CHECKPOINT)
+    check_scenario(path, meta, core.scenario)
     for name, policy in (("policy/", model.policy), ("average/", average)):
         policy.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
     state: dict[int, dict[str, Tensor]] = {}

@@ -128,6 +128,7 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     model = PPO(policy, VecMonitor(env), policy_kwargs=config.policy_kwargs, seed=config.seed, device=args.device, **config.ppo)
     model.set_logger(configure(str(config.events(folder)), ["tensorboard"]))
     meta = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, "pathways": list(scenario.pathways)}
+    meta["scenario"] = scenario.fingerprint
     average = deepcopy(model.policy)
     best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)
     if exists(folder / "checkpoint"):

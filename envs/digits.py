@@ -101,4 +101,4 @@ def digits_resnet(
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
     key = cache_key(init=hash_tensors(init.tensors()), users=population.fingerprint(), model=pathways.model.fingerprint())
     live = LiveOracle(pathways, init, population)
-    return modelled_scenario("digits-resnet", live, folder / f"answers-{key}", seconds)
+    return modelled_scenario("digits-resnet", live, key, folder, seconds)

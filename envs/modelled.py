@@ -14,13 +14,16 @@ from users.base import SPLITS
 from users.embedding import UserEmbedder
 
 
-def modelled_scenario(name: str, live: LiveOracle, answers: Path | None, seconds: Mapping[str, float]) -> Scenario:
+def modelled_scenario(
+    name: str, live: LiveOracle, fingerprint: str, folder: Path | None, seconds: Mapping[str, float]
+) -> Scenario:
     """A scenario over a real model.
 
     Args:
         name: for reports.
         live: oracle over the population; it holds the pathways and the meta-initialisation.
-        answers: where the oracle's answers are kept on disk (without suffix); None keeps them in memory.
+        fingerprint: a hash of users, model and initialisation: of all that determines observations and answers.
+        folder: where the oracle's answers are kept on disk; None keeps them in memory.
         seconds: what its parts took to make.
     """
     population, pathways = live.population, live.pathways
@@ -30,7 +33,7 @@ def modelled_scenario(name: str, live: LiveOracle, answers: Path | None, seconds
     raw = Raw.cat([statistics.raw(support) for support in supports])
     splits = {split: np.array(population.indices(split)) for split in SPLITS}
     query_of = ~np.isin(np.arange(len(population.users)), splits["train"])
-    cached = CachedOracle(live, query_of, answers)
+    cached = CachedOracle(live, query_of, folder and folder / f"answers-{fingerprint}")
 
     def observe(users: Users, plans: Plans) -> NDArray[np.float32]:
         return live.statistics(statistics, users, plans).numpy()
@@ -53,6 +56,7 @@ def modelled_scenario(name: str, live: LiveOracle, answers: Path | None, seconds
             "gradient_norm": raw.gradient_norm.double().numpy(),
             "relative_gradient": raw.relative_gradient.double().numpy(),
         },
+        fingerprint=fingerprint,
         seconds=seconds,
         save=cached.save,
     )

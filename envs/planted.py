@@ -99,5 +99,6 @@ def planted(seed: int = 0, users: int = 400) -> Scenario:
         observe=observe,
         groups=("all",) * users,
         label_counts={role: np.zeros(users, dtype=np.int64) for role in ("support", "validation")},
+        fingerprint=f"planted-{seed}-{users}",
         scores={name: np.abs(need) for name in ("gradient_norm", "relative_gradient")},
     )

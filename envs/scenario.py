@@ -33,6 +33,7 @@ class Scenario:
         groups: one label per user by which reports are broken down ("at most one shift").
         label_counts: ``[U]`` numbers of support and of validation labels, by role.
         scores: ``[U, P]`` raw per-pathway scores by name, for rivals that threshold them.
+        fingerprint: of the users, the model and the initialisation behind the observations; policies remember it.
         seconds: wall-clock seconds spent on making its parts (0 where they came from the cache).
         save: writes what should outlive the process (answers of the oracle).
     """
@@ -49,6 +50,7 @@ class Scenario:
     groups: tuple[str, ...]
     label_counts: Mapping[str, NDArray[np.int64]]
     scores: Mapping[str, NDArray[np.float64]]
+    fingerprint: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     save: Callable[[], None] = lambda: None
 

@@ -46,7 +46,7 @@ def digits(pathways, population):
     """The digits with five pathways and a start that nobody meta-trained."""
     rates = torch.full((2, pathways.num_pathways), 0.1)
     init = MetaInit(pathways.start(0), rates, torch.ones(pathways.num_pathways, dtype=torch.bool))
-    return modelled_scenario("digits", LiveOracle(pathways, init, population), None, {})
+    return modelled_scenario("digits", LiveOracle(pathways, init, population), "toy", None, {})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def small_ppo(scenario, policy="GatingPolicy", seed=0):
 
 
 def meta_of(scenario, policy="GatingPolicy"):
-    return {"policy": policy, "policy_kwargs": {}, "pathways": list(scenario.pathways)}
+    return {"policy": policy, "policy_kwargs": {}, "pathways": list(scenario.pathways), "scenario": scenario.fingerprint}
 
 
 def logits_of(policy, user, pathways):

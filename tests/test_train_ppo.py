@@ -517,3 +517,14 @@ def test_another_policy_does_not_inherit_the_arguments_of_the_yamls_own():
     settings = hyperparameters("dsa/DigitsResNet-v0", ["policy:MultiInputPolicy"])
     assert settings["policy"] == "MultiInputPolicy" and settings["policy_kwargs"] == {}
     assert hyperparameters("dsa/DigitsResNet-v0", [])["policy_kwargs"]
+
+
+def test_a_policy_is_not_measured_on_users_or_a_model_it_was_not_trained_with(tmp_path):
+    run = tmp_path / "run"
+    train(run, *SHORT)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "seed": config["seed"] + 1}))
+    with pytest.raises(SystemExit, match="trained on other observations"):
+        evaluate.main([str(run)])
+    with pytest.raises(SystemExit, match="trained on other observations"):
+        train_ppo.main(["--resume", str(run), "--no-progress"])
