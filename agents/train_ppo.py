@@ -140,7 +140,7 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
             model.learn(left, callback=[Curves(args.progress), best], reset_num_timesteps=model.num_timesteps == 0)
         if best.stop_asked:  # during the last rollout
             raise KeyboardInterrupt
-    before = read_seconds(folder)  # of the sessions that were resumed
+    before = read_seconds(folder)  # what was spent before a resume counts too
     made = {stage: max(spent, before[stage]) for stage, spent in scenario.seconds.items()}
     write_seconds(folder, {**made, "ppo": before["ppo"] + time.perf_counter() - start})
 
