@@ -43,7 +43,7 @@ class RunConfig:
         total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
         n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
         average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
-        tensorboard_log: where the curves go; None for ``tensorboard`` in the run's folder.
+        tensorboard_log: where the curves go, into a folder named like the run's; None for ``tensorboard`` in the run's.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
 
@@ -74,7 +74,7 @@ class RunConfig:
 
     def events(self, folder: Path) -> Path:
         """Where the curves of the run in ``folder`` are."""
-        return Path(self.tensorboard_log) if self.tensorboard_log else folder / "tensorboard"
+        return Path(self.tensorboard_log) / folder.resolve().name if self.tensorboard_log else folder / "tensorboard"
 
     @property
     def rounds(self) -> int:

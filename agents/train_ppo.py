@@ -36,7 +36,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone, initialisation and PPO (default: 0)")
     parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda in reward = accuracy - lambda * cost")
     parser.add_argument("-f", "--log-dir", type=Path, help="the run's folder (default: a new logs/<env>_<n>)")
-    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="event files (default: <run>/tensorboard)")
+    parser.add_argument(
+        "-tb", "--tensorboard-log", type=Path, help="event files, in a folder named like the run (default: <run>/tensorboard)"
+    )
     parser.add_argument("--eval-freq", type=int, help="timesteps between evaluations on val users (default: in YAML)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="allow --log-dir to be a folder with files in it")
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             folder, config = args.resume, RunConfig.load(args.resume)
         else:
             config = read_settings(args)
-            folder = claim_folder(args)
+            folder = claim_folder(args, config)
             config.save(folder)
         train(config, folder, args)
         evaluate_run(folder)
@@ -105,15 +107,15 @@ def parse_env_kwargs(pairs: list[str]) -> dict:
     return {name: parse_value(value) for name, _, value in split}
 
 
-def claim_folder(args: argparse.Namespace) -> Path:
+def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
     """The run's folder, which must be new or empty unless overwriting was asked for."""
     folder = args.log_dir or numbered_folder(Path("logs"), args.env)
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise FileExistsError(f"{folder} holds files already; choose another --log-dir, or --overwrite, or --resume it.")
     for name in ("checkpoint.json", "policy.json", "summary.json", "users.csv", "table.md", "seconds.json"):
         (folder / name).unlink(missing_ok=True)
-    for events in (args.tensorboard_log or folder / "tensorboard").glob("events.out.tfevents.*"):
-        events.unlink()  # or its curves would be drawn together with the new ones
+    for events in config.events(folder).glob("events.out.tfevents.*") if args.overwrite else ():
+        events.unlink()  # or the old run's curves would be drawn together with the new ones
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

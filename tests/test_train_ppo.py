@@ -211,7 +211,7 @@ def test_folders_are_numbered(tmp_path):
 
 def test_events_go_where_they_are_told(tmp_path):
     train(tmp_path / "run", *SHORT, "-n", "512", "-tb", str(tmp_path / "events"))
-    assert any(path.name.startswith("events.out") for path in (tmp_path / "events").iterdir())
+    assert any(path.name.startswith("events.out") for path in (tmp_path / "events" / "run").iterdir())
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
@@ -528,3 +528,12 @@ def test_a_policy_is_not_measured_on_users_or_a_model_it_was_not_trained_with(tm
         evaluate.main([str(run)])
     with pytest.raises(SystemExit, match="trained on other observations"):
         train_ppo.main(["--resume", str(run), "--no-progress"])
+
+
+def test_runs_that_share_a_folder_for_curves_keep_each_others(tmp_path):
+    curves = tmp_path / "curves"
+    for name in ("first", "second"):
+        train(tmp_path / name, *SHORT, "-tb", str(curves))
+    assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
+    train(tmp_path / "second", *SHORT, "-tb", str(curves), "--overwrite")
+    assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
