@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from agents.bootstrap import GapClosed, Interval, gap_closed, paired_difference
 from agents.rivals import best_static, random_masks, searched, shuffled_masks, thresholded
+from agents.simple import simple_rivals
 from envs.oracles import Plans, Users
 from envs.scenario import Scenario
 
@@ -29,6 +30,8 @@ METHODS = (
 )
 EXTRA = ("support_search", "ppo_all_labels")
 """For comparisons at equal labels: a search that may use the support alone, and the policy's masks adapted on all."""
+SIMPLE = ("intercept", "item_covariance")
+"""Rivals that choose no mask (:mod:`agents.simple`), where the population admits them."""
 RANDOM_DRAWS = SHUFFLES = 10
 
 
@@ -106,6 +109,9 @@ def compare(
     found["all_on_all_labels"] = result([on], every, "query_all_labels")
     found["support_search"] = result([tried("support_halves", "search on the support alone")], few)
     found["ppo_all_labels"] = result([mine], every, "query_all_labels")
+    if scenario.data is not None:
+        for name, (accuracy, cost) in simple_rivals(scenario.data, split).items():
+            found[name] = Result(accuracy, np.full(len(users), cost), np.zeros(len(users)), off, float(few.mean()))
     return found
 
 
@@ -150,6 +156,7 @@ def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]
         "n_users": len(found["ppo"].accuracy),
         "methods": {name: found[name].summary(cost_weight) for name in METHODS},
         "equal_labels": {name: found[name].summary(cost_weight) for name in EXTRA},
+        "simple": {name: found[name].summary(cost_weight) for name in SIMPLE if name in found},
         "ppo_minus_best_static": difference(done.minus_static),
         "ppo_minus_shuffled": difference(done.minus_shuffled),
         "gap_closed": done.gap.value,
@@ -165,7 +172,7 @@ def table(summary: Mapping[str, Any], cost_weight: float) -> str:
         f"| method | reward at cost weight {cost_weight:g} | accuracy | cost | on | distinct masks | labels used |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in {**test["methods"], **test["equal_labels"]}.items():
+    for name, row in {**test["methods"], **test["equal_labels"], **test["simple"]}.items():
         lines.append(
             f"| {name} | {row['reward']:.3f} | {row['accuracy']:.3f} | {row['cost']:.3f} "
             f"| {row['active_fraction']:.0%} | {row['distinct_masks']} | {row['labels_used']:.0f} |"

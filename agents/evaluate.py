@@ -11,13 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
 
 from agents.checkpoint import choose_masks, load_policy
 from agents.comparison import compare, group_table, leakage, leakage_lines, summarise, table, to_json, user_rows
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
+from envs.scenario import Scenario
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     found = compare(scenario, lambda users: choose_masks(policy, scenario, users), config.cost_weight, config.seed)
     apart = leakage(scenario)
     scenario.save()
+    each = seconds_per_user(scenario, policy)
     spent = max(time.perf_counter() - start, read_seconds(folder)["evaluate"])  # a repetition reads the cached answers
     write_seconds(folder, {"evaluate": spent})
     summary = {
@@ -46,13 +51,33 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         "wall_seconds": read_seconds(folder),
         "test": summarise(found, config.cost_weight),
         "leakage": apart,
+        "seconds_per_user": each,
     }
-    text = "\n\n".join([table(summary, config.cost_weight), group_table(scenario, found), leakage_lines(apart)])
+    parts = [table(summary, config.cost_weight), group_table(scenario, found), leakage_lines(apart)]
+    if each is not None:
+        parts.append(f"seconds to personalise one user, from raw support examples to adapted weights: {each:.3f}")
+    text = "\n\n".join(parts)
     write_atomically(folder / "summary.json", to_json(summary))
     write_atomically(folder / "users.csv", user_rows(scenario, found, config.cost_weight).encode())
     write_atomically(folder / "table.md", (text + "\n").encode())
     print(f"\n{text}")
     return summary
+
+
+def seconds_per_user(scenario: Scenario, policy: BasePolicy, users: int = 9) -> float | None:
+    """Median seconds from raw support examples to adapted weights, one test user at a time; None in toy problems."""
+    if scenario.personalise is None:
+        return None
+
+    def choose(observation: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+        return policy.predict(observation, deterministic=True)[0].astype(bool)
+
+    taken = []
+    for user in scenario.users("test")[: users + 1]:  # the first one warms up
+        start = time.perf_counter()
+        scenario.personalise(int(user), choose)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:] or taken))
 
 
 def read_seconds(folder: Path) -> dict[str, float]:

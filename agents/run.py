@@ -14,6 +14,7 @@ from backbones.registry import did_you_mean
 from envs import known_spec
 from envs.core import check_rounds
 from envs.scenario import Scenario, check_arguments, load_scenario
+from meta.arguments import parse_value
 
 PPO_SETTINGS = frozenset(
     (
@@ -69,8 +70,7 @@ class RunConfig:
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1, got {self.average}.")
         check_rounds(self.rounds)
-        spec = known_spec(self.env)
-        check_arguments(spec.kwargs["scenario"], [name for name in self.env_kwargs if name != "rounds"])
+        check_arguments(*self._scenario_arguments())
 
     def events(self, folder: Path) -> Path:
         """Where the curves of the run in ``folder`` are."""
@@ -83,9 +83,13 @@ class RunConfig:
 
     def scenario(self) -> Scenario:
         """The environment's scenario, built with this run's seed."""
+        name, kwargs = self._scenario_arguments()
+        return load_scenario(name, **kwargs)
+
+    def _scenario_arguments(self) -> tuple[str, dict[str, Any]]:
         kwargs = {**known_spec(self.env).kwargs, "seed": self.seed, **self.env_kwargs}
         kwargs.pop("rounds", None)
-        return load_scenario(kwargs.pop("scenario"), **kwargs)
+        return kwargs.pop("scenario"), kwargs
 
     def save(self, folder: Path) -> None:
         """Write ``config.json``."""
@@ -123,18 +127,6 @@ def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:
     if "policy" in changed and "policy_kwargs" not in changed:
         settings["policy_kwargs"] = {}  # the YAML's are for the YAML's policy
     return settings
-
-
-def parse_value(text: str) -> Any:
-    """A value as YAML, and 1e-3 (which YAML 1.1 takes for a word) as a number."""
-    value = yaml.safe_load(text)
-    if not isinstance(value, str):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return int(number) if number.is_integer() else number
 
 
 def numbered_folder(root: Path, env_id: str) -> Path:

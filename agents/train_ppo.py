@@ -19,11 +19,12 @@ from agents.callbacks import BestOnVal, Curves, stop_between_rollouts
 from agents.checkpoint import restore_checkpoint
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.policies import POLICIES
-from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder, parse_value
+from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import ArtefactError, exists
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from envs.sb3 import PathwaySelectionVecEnv
+from meta.arguments import add_flags, given, parse_pairs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m agents.train_ppo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
+    parser.add_argument("--env", help="environment id (default: dsa/DigitsResNet-v0; with --users dsa/Personal-v0)")
     parser.add_argument("-n", "--total-timesteps", type=int, help="adaptations to learn from (default: per env, in YAML)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone, initialisation and PPO (default: 0)")
     parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda in reward = accuracy - lambda * cost")
@@ -47,6 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
     parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    add_flags(parser)
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -55,6 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     changed = [name for name, value in vars(args).items() if name not in free and value != parser.get_default(name)]
     if args.resume and changed:
         parser.error(f"--resume goes on with the run's own settings; leave out {', '.join(changed)}.")
+    args.env = args.env or ("dsa/Personal-v0" if args.users else "dsa/DigitsResNet-v0")
     return args
 
 
@@ -71,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             config.save(folder)
         train(config, folder, args)
         evaluate_run(folder)
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, ArtefactError) as error:
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; everything up to the last checkpoint is in {folder}. Go on with --resume {folder}")
@@ -93,18 +96,10 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         seed=args.seed,
         cost_weight=args.cost_weight,
         ppo=ppo,
-        env_kwargs=parse_env_kwargs(args.env_kwargs),
+        env_kwargs={**given(args), **parse_pairs(args.env_kwargs, "--env-kwargs")},
         tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
         **settings,
     )
-
-
-def parse_env_kwargs(pairs: list[str]) -> dict:
-    """``name:value`` pairs, values as YAML."""
-    split = [pair.partition(":") for pair in pairs]
-    if any(not colon for _, colon, _ in split):
-        raise ValueError(f"--env-kwargs takes name:value, got {pairs}.")
-    return {name: parse_value(value) for name, _, value in split}
 
 
 def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
@@ -123,6 +118,7 @@ def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
 def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     """PPO on train users, best policy by val users; goes on from the folder's checkpoint if there is one."""
     scenario = config.scenario()
+    print("\n".join(scenario.notes), end="\n" if scenario.notes else "")
     start = time.perf_counter()
     env = PathwaySelectionVecEnv(scenario, config.n_envs, "train", config.cost_weight, config.rounds)
     env.seed(config.seed)

@@ -8,6 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,11 +101,32 @@ class Backbone(nn.Module, ABC):
         """Does nothing: frozen means frozen, whatever a surrounding module is switched to."""
         return self
 
+    def prepare(self, raw: Any) -> Tensor:
+        """Raw items as a population keeps them to what :meth:`stem` reads.
+
+        Here: tensors are taken as they are, ``uint8`` images scaled to 0..1. Backbones that read something else (texts,
+        image files) override this.
+
+        Raises:
+            TypeError: for items that this backbone cannot read.
+        """
+        if not isinstance(raw, Tensor):
+            raise TypeError(f"{type(self).__name__} reads tensors, not {type(raw).__name__}s; choose another backbone.")
+        return raw.float() / 255 if raw.dtype == torch.uint8 else raw
+
+    def settings(self) -> str:
+        """Whatever outputs depend on besides the weights (where texts are cut off, say); part of every fingerprint."""
+        return ""
+
+    def reference_inputs(self) -> Tensor:
+        """One example of the reference shape, at which FLOPs are counted."""
+        return torch.zeros(1, *self.reference_shape)
+
     @torch.no_grad()
     def specs(self) -> tuple[BlockSpec, ...]:
-        """One :class:`BlockSpec` per block, measured on a zero input of the reference shape."""
+        """One :class:`BlockSpec` per block, measured on the reference input."""
         found = []
-        hidden = self.stem(torch.zeros(1, *self.reference_shape))
+        hidden = self.stem(self.reference_inputs())
         for index, name in enumerate(self.block_names):
             with FlopCounterMode(display=False) as counter:
                 after = self.block(index, hidden)
@@ -122,15 +144,27 @@ class PopulationModel(nn.Module):
     Args:
         backbone: any :class:`Backbone`.
         weight: ``[C, F]``. bias: ``[C]``.
+        fold_weight: ``[K, C, F]``, with ``fold_bias`` ``[K, C]``: classifiers that were fitted without the items of one
+            fold each, for examples that the classifier itself was fitted on; None without cross-fitting.
     """
 
-    def __init__(self, backbone: Backbone, weight: Tensor, bias: Tensor) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        weight: Tensor,
+        bias: Tensor,
+        fold_weight: Tensor | None = None,
+        fold_bias: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", bias.detach().clone())
         self.weight: Tensor
         self.bias: Tensor
+        self.fold_weight: Tensor | None
+        self.fold_bias: Tensor | None
+        buffers = {"weight": weight, "bias": bias, "fold_weight": fold_weight, "fold_bias": fold_bias}
+        for name, value in buffers.items():
+            self.register_buffer(name, None if value is None else value.detach().clone())
         backbone.freeze()
 
     @property
@@ -145,6 +179,10 @@ class PopulationModel(nn.Module):
     def fingerprint(self) -> str:
         """A hash of every weight, by which caches and artefacts recognise the model."""
         return hash_tensors(self.state_dict())
+
+    def backbone_fingerprint(self) -> str:
+        """The same without the classifier: what frozen features depend on."""
+        return hash_tensors(self.backbone.state_dict()) + self.backbone.settings()
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -4,13 +4,13 @@ Shapes: U users, N examples per user, P pathways, C classes, F features, r rank.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from backbones.base import Hidden, PopulationModel
+from backbones.base import PopulationModel
 from backbones.registry import Registry
 
 Weights = dict[str, Tensor]
@@ -25,14 +25,53 @@ class Frozen:
         sites: P tensors ``[..., width_p]`` with leading dimensions of examples: what pathway p reads as long as no
             pathway before it is on.
         context: tensors that travel along with the hidden states (an attention mask).
+        offset: ``[..., C]``, added to the logits whatever the mask; None for zero. A cross-fitted population model
+            corrects its logits of the examples that it was fitted on by it.
     """
 
-    sites: tuple[Tensor, ...]
+    sites: Sequence[Tensor]
     context: Mapping[str, Tensor] = field(default_factory=dict)
+    offset: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Frozen":
         """Apply ``function`` to every tensor."""
-        return Frozen(tuple(function(site) for site in self.sites), {k: function(v) for k, v in self.context.items()})
+        context = {k: function(v) for k, v in self.context.items()}
+        return Frozen(tuple(map(function, self.sites)), context, None if self.offset is None else function(self.offset))
+
+    @staticmethod
+    def cat(parts: Sequence["Frozen"]) -> "Frozen":
+        """Further examples after each other; shorter sequences are padded with zeros (False in an attention mask).
+
+        Raises:
+            ValueError: if some parts have an offset and others have none.
+        """
+        sites = tuple(_cat(site) for site in zip(*(part.sites for part in parts), strict=True))
+        context = {k: _cat([part.context[k] for part in parts]) for k in parts[0].context}
+        offsets = [part.offset for part in parts if part.offset is not None]
+        if 0 < len(offsets) < len(parts):  # the offset would be lost, or be that of other examples
+            raise ValueError(
+                f"{len(offsets)} of {len(parts)} parts have an offset from cross-fitting; prepare all of them with the same "
+                "population, or none with one that has folds."
+            )
+        return Frozen(sites, context, torch.cat(offsets) if offsets else None)
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    longest = max(t.shape[1:2] for t in tensors)
+    if all(t.shape[1:2] == longest for t in tensors):
+        return torch.cat(list(tensors))
+    out = tensors[0].new_zeros(sum(map(len, tensors)), *longest, *tensors[0].shape[2:])
+    start = 0
+    for t in tensors:
+        out[start : start + len(t), : t.shape[1]] = t
+        start += len(t)
+    return out
+
+
+def population_logits(model: PopulationModel, frozen: Frozen) -> Tensor:
+    """Logits ``[..., C]`` with every pathway off, from readout features and offset."""
+    logits = torch.nn.functional.linear(frozen.sites[-1], model.weight, model.bias)
+    return logits if frozen.offset is None else logits + frozen.offset
 
 
 class Pathways(ABC):
@@ -42,7 +81,10 @@ class Pathways(ABC):
         model: the frozen model.
         names: P unique names, sites in order of depth, then ``"head"``.
         widths: what each pathway reads, ``width_p``.
+        pooled: whether :meth:`frozen` keeps one vector per example and site: little enough to keep on disk.
     """
+
+    pooled: bool
 
     def __init__(self, model: PopulationModel, rank: int = 16) -> None:
         if rank < 1:
@@ -97,123 +139,30 @@ class Pathways(ABC):
         return self.sizes.double() / self.sizes.sum()
 
 
-PLACEMENTS: Registry[type[Pathways]] = Registry("placement")
+PLACEMENTS: Registry[Callable[[PopulationModel, int], Pathways]] = Registry("placement")
 
 
 @PLACEMENTS.decorate("inline")
-class InlinePathways(Pathways):
-    """Bottleneck adapters at the blocks' outputs, ``h + up(relu(down(h)))``, so that later blocks see the change.
+def _inline(model: PopulationModel, rank: int) -> Pathways:
+    from backbones.inline import InlinePathways
 
-    The head adds ``features @ weight + bias`` to the population model's logits. Users whose first active pathway is
-    late join the batch there: nothing is computed twice and nothing below the first active pathway is differentiated.
-
-    Source: the adapter is that of Houlsby et al. 2019, with the near-zero start of the up-projection that MAML needs.
-    """
-
-    def initial(self, generator: torch.Generator, pathway: int) -> Weights:
-        """See :meth:`Pathways.initial`. At exactly zero, ``down`` would get no gradient in the first inner step."""
-        name, width = self.names[pathway], self.widths[pathway]
-        if name == "head":
-            return {
-                "head.weight": torch.zeros(width, self.model.num_classes),
-                "head.bias": torch.zeros(self.model.num_classes),
-            }
-        return {
-            f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
-            f"{name}.down_bias": torch.zeros(self.rank),
-            f"{name}.up": torch.randn(self.rank, width, generator=generator) * 1e-3 / self.rank,
-            f"{name}.up_bias": torch.zeros(width),
-        }
-
-    @torch.no_grad()
-    def frozen(self, inputs: Tensor) -> Frozen:
-        """Hidden states after every block, channels last, then the readout features."""
-        backbone = self.model.backbone
-        hidden = backbone.stem(inputs)
-        sites = []
-        for index in range(len(backbone.blocks)):
-            hidden = backbone.block(index, hidden)
-            sites.append(hidden.tensor.movedim(backbone.channel_axis, -1).contiguous())
-        return Frozen((*sites, backbone.readout(hidden)), hidden.context)
-
-    def pool(self, pathway: int, frozen: Frozen) -> Tensor:
-        """See :meth:`Pathways.pool`."""
-        site = frozen.sites[pathway]
-        if pathway == self.num_pathways - 1:
-            return site
-        hidden = self._flat(site, frozen.context, torch.arange(len(site)))
-        return self.model.backbone.pool(hidden).unflatten(0, site.shape[:2])
-
-    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
-        """See :meth:`Pathways.logits`."""
-        last = self.num_pathways - 1
-        first = torch.where(gates.any(1), gates.int().argmax(1), last)
-        order = first.argsort(stable=True)
-        starts = torch.bincount(first, minlength=last + 1).tolist()
-        running = torch.empty(0, dtype=torch.long)
-        hidden = None
-        for p in range(last):
-            if hidden is not None:
-                hidden = self._block(p, hidden, frozen.context, running)
-            if starts[p]:
-                joining = order[len(running) : len(running) + starts[p]]
-                running = torch.cat([running, joining])
-                joined = _rows(frozen.sites[p], joining)
-                hidden = joined if hidden is None else torch.cat([hidden, joined])
-            if hidden is not None:
-                hidden = self._add(p, hidden, hidden, running, weights, gates, changes)
-        features = _rows(frozen.sites[last], order[len(running) :])
-        if hidden is not None:
-            features = torch.cat([self._readout(hidden, frozen.context, running), features])
-        logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
-        logits = self._add(last, logits, features, order, weights, gates, changes)
-        return _rows(logits, order.argsort())
-
-    def _add(
-        self, p: int, base: Tensor, read: Tensor, users: Tensor, weights: Weights, gates: Tensor, changes: Tensor | None
-    ) -> Tensor:
-        """``base [R, N, ...]`` plus what pathway p makes of ``read``, for those of the running users who have it on."""
-        rows = gates[users, p].nonzero()[:, 0]
-        if not len(rows):
-            return base
-        delta = self._delta(p, _rows(read, rows), weights, users[rows])
-        if changes is not None:
-            before = _rows(base, rows).detach().flatten(2).norm(dim=2)
-            changes[users[rows], :, p] = delta.detach().flatten(2).norm(dim=2) / before.clamp_min(1e-12)
-        return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta)
-
-    def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
-        """Pathway p on ``read [R, N, ..., width_p]`` of the users (rows of the stacked weights) ``[R]``."""
-
-        def part(name: str) -> Tensor:
-            return _rows(weights[f"{self.names[p]}.{name}"], users)
-
-        if p == self.num_pathways - 1:
-            return torch.baddbmm(part("bias")[:, None], read, part("weight"))
-        inside = torch.baddbmm(part("down_bias")[:, None], read.flatten(1, -2), part("down")).relu()
-        return torch.baddbmm(part("up_bias")[:, None], inside, part("up")).view(read.shape)
-
-    def _flat(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Hidden:
-        """``[R, N, ..., width]`` as the backbone wants it, ``[R * N, ...]`` with channels on their own axis."""
-        tensor = hidden.flatten(0, 1).movedim(-1, self.model.backbone.channel_axis)
-        return Hidden(tensor, {k: _rows(v, users).flatten(0, 1) for k, v in context.items()})
-
-    def _block(self, index: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
-        backbone = self.model.backbone
-        after = backbone.block(index, self._flat(hidden, context, users)).tensor
-        return after.movedim(backbone.channel_axis, -1).unflatten(0, hidden.shape[:2])
-
-    def _readout(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
-        return self.model.backbone.readout(self._flat(hidden, context, users)).unflatten(0, hidden.shape[:2])
+    return InlinePathways(model, rank)
 
 
-def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """``tensor[rows]``, without a copy where that is everything in order."""
-    if len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(rows))):
-        return tensor
-    return tensor[rows]
+@PLACEMENTS.decorate("side")
+def _side(model: PopulationModel, rank: int) -> Pathways:
+    from backbones.side import SidePathways
+
+    return SidePathways(model, rank)
 
 
 def make_pathways(placement: str, model: PopulationModel, rank: int = 16) -> Pathways:
     """Pathways of the named placement along ``model``. Raises ``ValueError`` with a suggestion for unknown names."""
     return PLACEMENTS.get(placement)(model, rank)
+
+
+def rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
+    """``tensor[rows]``, without a copy where that is everything in order."""
+    if len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(rows))):
+        return tensor
+    return tensor[rows]

@@ -25,11 +25,19 @@ class SmallResNet(nn.Module):
         in_channels: colour channels of the images.
         widths: channels of each stage; every stage but the first halves the resolution.
         depth: blocks per stage.
+        stride: of the stem; 2 halves the resolution at once, which is four times cheaper.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, widths: Sequence[int] = (24, 32, 48), depth: int = 2):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 1,
+        widths: Sequence[int] = (24, 32, 48),
+        depth: int = 2,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         before = widths[0]
@@ -46,10 +54,14 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[N, C]`` of images ``[N, in_channels, H, W]``."""
+        return self.fc(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier reads, ``[N, widths[-1]]``."""
         hidden = self.relu(self.bn1(self.conv1(images)))
         for stage in self.stages:
             hidden = stage(hidden)
-        return self.fc(hidden.mean((-2, -1)))
+        return hidden.mean((-2, -1))
 
 
 class ResNetBackbone(Backbone):
@@ -107,7 +119,7 @@ def small_resnet(num_classes: int, state: dict[str, Tensor] | None = None, image
         num_classes: C.
         state: ``state_dict`` of a trained :class:`SmallResNet`; random weights without.
         image_size: height and width at which FLOPs are counted.
-        shape: ``in_channels``, ``widths`` and ``depth`` of :class:`SmallResNet`.
+        shape: ``in_channels``, ``widths``, ``depth`` and ``stride`` of :class:`SmallResNet`.
     """
     network = SmallResNet(num_classes, **shape)
     if state is not None:

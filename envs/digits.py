@@ -1,18 +1,6 @@
 """``dsa/DigitsResNet-v0``: real digits, simulated users, a small ResNet with inline adapters."""
 
-import time
-from collections.abc import Sequence
-
-from backbones.artefacts import cache_key, cache_root
-from backbones.base import hash_tensors
-from backbones.pathways import make_pathways
-from envs.modelled import modelled_scenario
-from envs.oracles import LiveOracle
-from envs.scenario import Scenario
 from envs.single import PathwaySelectionEnv
-from meta.digits import digits_model
-from meta.trainer import MetaConfig, meta_initialisation
-from users.digits import KINDS, digits_population
 
 
 class DigitsResNetEnv(PathwaySelectionEnv):
@@ -62,7 +50,9 @@ class DigitsResNetEnv(PathwaySelectionEnv):
     * ``train_users`` (600), ``val_users`` (120), ``test_users`` (240);
     * ``shifts``: names from the registry :mod:`users.shifts`;
     * ``placement`` (``"inline"``), ``rank`` (16); ``pretrain_epochs`` (60);
-    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3).
+    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3);
+    * everything else that :class:`envs.modelled.PersonalEnv`, :func:`users.digits.digits_population` and
+      :func:`meta.images.pretrained_resnet` take.
 
     What the first ``make`` builds (a few minutes: backbone, meta-initialisation) is kept in ``$DSA_CACHE`` or
     ``~/.cache/dynamic-sparse-adapters``.
@@ -74,31 +64,3 @@ class DigitsResNetEnv(PathwaySelectionEnv):
 
     * v0: first version.
     """
-
-
-def digits_resnet(
-    seed: int = 0,
-    train_users: int = 600,
-    val_users: int = 120,
-    test_users: int = 240,
-    shifts: Sequence[str] = KINDS,
-    placement: str = "inline",
-    rank: int = 16,
-    pretrain_epochs: int = 60,
-    algorithm: str = "fomaml",
-    meta_steps: int = 2000,
-    meta_users: int = 16,
-    inner_steps: int = 3,
-) -> Scenario:
-    """The scenario of :class:`DigitsResNetEnv`, its artefacts made or loaded."""
-    folder = cache_root() / "digits-resnet"
-    population = digits_population(seed, train_users, val_users, test_users, shifts)
-    config = MetaConfig(algorithm, meta_steps, meta_users, inner_steps, seed=seed)
-    start = time.perf_counter()
-    pathways = make_pathways(placement, digits_model(seed, folder, pretrain_epochs), rank)
-    pretrained = time.perf_counter()
-    init = meta_initialisation(pathways, population, config, folder)
-    seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
-    key = cache_key(init=hash_tensors(init.tensors()), users=population.fingerprint(), model=pathways.model.fingerprint())
-    live = LiveOracle(pathways, init, population)
-    return modelled_scenario("digits-resnet", live, key, folder, seconds)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.artefacts import exists, load_artefact, save_artefact
-from backbones.pathways import Pathways, Weights
+from backbones.pathways import Weights
 from envs.statistics import PathwayStatistics
 from meta.inner import MetaInit, adapt, measure
-from users.base import SPLITS, Batch, Population, stack
+from users.base import SPLITS
+from users.batch import Batch, Prepared
 
 Users = NDArray[np.int64]
 Plans = NDArray[np.bool_]
@@ -75,24 +76,17 @@ class LiveOracle(Oracle):
     """Adapts the real model.
 
     Args:
-        pathways: of a population model.
+        data: the users, seen through a model with pathways; position = place in ``data.population.users``.
         init: where users start.
-        population: whose users; position = place in ``population.users``.
         chunk: users adapted together; bounds the memory of a call.
     """
 
-    def __init__(self, pathways: Pathways, init: MetaInit, population: Population, chunk: int = 64) -> None:
-        self.pathways, self.init, self.population, self.chunk = pathways, init, population, chunk
-        self.costs = pathways.costs().numpy()
+    def __init__(self, data: Prepared, init: MetaInit, chunk: int = 64) -> None:
+        self.data, self.init, self.chunk = data, init, chunk
+        self.pathways, self.population, self.batch = data.pathways, data.population, data.batch
+        self.costs = self.pathways.costs().numpy()
         self.adaptations = 0
-        self._batches: dict[tuple[str, str], Batch] = {}
         self._recent: dict[tuple[int, bytes], Weights] = {}
-
-    def batch(self, split: str, role: str) -> Batch:
-        """All of a split's examples in a role after the frozen part, computed on first use."""
-        if (split, role) not in self._batches:
-            self._batches[split, role] = stack(self.pathways, getattr(self.population, split), role)
-        return self._batches[split, role]
 
     def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
         """See :meth:`Oracle.measure`. Roles other than ``validation`` and ``query`` take an adaptation of their own."""

@@ -1,6 +1,8 @@
 """Gymnasium ids. Nothing here imports torch: the classes are named, not loaded."""
 
+import warnings
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium as gym
@@ -13,21 +15,33 @@ MINIATURES: dict[str, dict[str, Any]] = {}
 """Keyword arguments per id that make an env small enough to try in seconds; conformance tests use them."""
 
 
-def register(env_id: str, entry_point: str, scenario: str, miniature: dict[str, Any] | None = None, **kwargs: Any) -> None:
-    """Register an id with its single and its vector environment.
+def register(
+    env_id: str,
+    users: str | None = None,
+    backbone: str | None = None,
+    *,
+    entry_point: str = "envs.modelled:PersonalEnv",
+    scenario: str = "modelled",
+    miniature: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> None:
+    """Register an id with its single and its vector environment: ``register("me/Mine-v0", "table", "minilm", data=...)``.
 
     Args:
-        env_id: ``dsa/Name-v0``.
+        env_id: ``namespace/Name-v0``.
+        users: name of a population; None where the scenario needs none.
+        backbone: name of a backbone; likewise.
         entry_point: ``"module:Class"`` of a :class:`envs.single.PathwaySelectionEnv`, whose docstring is its page.
-        scenario: a name in :data:`envs.scenario.SCENARIOS`.
-        miniature: keyword arguments for a quick try.
-        kwargs: defaults of the id.
+        scenario: a name in :data:`envs.scenario.SCENARIOS`; ``"modelled"`` joins any population and any backbone.
+        miniature: keyword arguments for a quick try; conformance tests use them.
+        kwargs: defaults of the id, arguments of the scenario's builder.
     """
+    named = {name: value for name, value in (("users", users), ("backbone", backbone)) if value is not None}
     gym.register(
         env_id,
         entry_point=entry_point,
         vector_entry_point="envs.vector:PathwaySelectionVectorEnv",
-        kwargs={"scenario": scenario, **kwargs},
+        kwargs={"scenario": scenario, **named, **kwargs},
     )
     MINIATURES[env_id] = miniature or {}
 
@@ -36,20 +50,50 @@ def register_all() -> None:
     """Register our ids; also the target of the ``gymnasium.envs`` entry point. Calling it again does nothing."""
     if "dsa/Planted-v0" in gym.registry:
         return
-    register("dsa/Planted-v0", "envs.planted:PlantedEnv", "planted")
+    register("dsa/Planted-v0", entry_point="envs.planted:PlantedEnv", scenario="planted")
+    small = {"meta_steps": 2, "meta_users": 4}
+    few = {"train_users": 12, "val_users": 4, "test_users": 6, "pretrain_epochs": 1}
+    digits = {"users": "digits", "backbone": "resnet-small"}
     register(
         "dsa/DigitsResNet-v0",
-        "envs.digits:DigitsResNetEnv",
-        "digits-resnet",
-        miniature={
-            "train_users": 12,
-            "val_users": 4,
-            "test_users": 6,
-            "pretrain_epochs": 1,
-            "meta_steps": 2,
-            "meta_users": 4,
-        },
+        **digits,
+        entry_point="envs.digits:DigitsResNetEnv",
+        miniature=small | few,
+        placement="inline",
+        outer_rate=1e-2,
+        resample=False,
+        keep="last",
     )
+    register("dsa/Personal-v0", **digits, miniature=small | few)
+    register(
+        "dsa/UnipenResNet-v0",
+        "unipen",
+        "resnet-small",
+        entry_point="envs.unipen:UnipenResNetEnv",
+        miniature=small | {"pretrain_epochs": 1, "widths": [8, 16], "auxiliary": None},
+        widths=[32, 64, 128],
+        stride=2,
+        pretrain_epochs=40,
+        pretrain_seed=0,
+        augment="handwriting",
+        auxiliary="omniglot",
+    )
+    register("dsa/PopquornBert-v0", "popquorn", "minilm", entry_point="envs.popquorn:PopquornBertEnv", miniature=small)
+    register("dsa/JesterBert-v0", "jester", "minilm", entry_point="envs.jester:JesterBertEnv", miniature=small)
+    _register_plugins()
+
+
+def _register_plugins() -> None:
+    """Call every entry point of the group ``dsa.envs``. One that fails is named and left out: the other ids still work."""
+    for point in entry_points(group="dsa.envs"):
+        try:
+            point.load()()
+        except Exception as error:
+            owner = point.dist.name if point.dist else "its distribution"
+            warnings.warn(
+                f"the plug-in {point.value!r} could not register its environments ({error!r}): mend or uninstall {owner}.",
+                stacklevel=2,
+            )
 
 
 def known_spec(env_id: str) -> EnvSpec:
@@ -57,7 +101,7 @@ def known_spec(env_id: str) -> EnvSpec:
     module, _, env_id = env_id.rpartition(":")
     if module:
         import_module(module)  # "package:namespace/Name-v0", as Gymnasium has it
-    ours = [name for name in gym.registry if name.startswith(f"{NAMESPACE}/")]
+    ours = [name for name, spec in gym.registry.items() if "scenario" in spec.kwargs]
     if env_id not in gym.registry or "scenario" not in gym.registry[env_id].kwargs:
         raise ValueError(f"unknown environment {env_id!r}. {did_you_mean(env_id, ours)}")
     return gym.registry[env_id]

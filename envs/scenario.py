@@ -1,6 +1,6 @@
 """A scenario: everything a pathway-selection environment needs to know, with the modelling already done."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -14,6 +14,8 @@ from backbones.registry import Registry, did_you_mean
 from envs.oracles import Oracle, Plans, Users
 
 Observe = Callable[[Users, Plans], NDArray[np.float32]]
+Choose = Callable[[dict[str, NDArray[np.float32]]], NDArray[np.bool_]]
+"""A policy: observations ``[B, ...]`` to masks ``[B, P]``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Scenario:
         fingerprint: of the users, the model and the initialisation behind the observations; policies remember it.
         seconds: wall-clock seconds spent on making its parts (0 where they came from the cache).
         save: writes what should outlive the process (answers of the oracle).
+        data: the users seen through the model, for rivals that choose no mask; None in problems without examples.
+        personalise: from one user's raw support examples to adapted weights, everything computed afresh; for timing.
+        notes: what the reader should know about the population (users left out, texts cut off).
     """
 
     name: str
@@ -53,6 +58,9 @@ class Scenario:
     fingerprint: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     save: Callable[[], None] = lambda: None
+    data: Any = None
+    notes: tuple[str, ...] = ()
+    personalise: Callable[[int, Choose], Any] | None = None
 
     def users(self, split: str) -> NDArray[np.int64]:
         """Positions of a split's users. Raises ``ValueError`` for an unknown split."""
@@ -63,7 +71,7 @@ class Scenario:
 
 SCENARIOS: Registry[str] = Registry("scenario")
 """Names to ``"module:function"``, imported when first asked for."""
-SCENARIOS.register("digits-resnet", "envs.digits:digits_resnet")
+SCENARIOS.register("modelled", "envs.modelled:modelled")
 SCENARIOS.register("planted", "envs.planted:planted")
 
 
@@ -73,19 +81,26 @@ def load_scenario(name: str, **kwargs: Any) -> Scenario:
     return _load(name, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in kwargs.items())))
 
 
-def check_arguments(name: str, arguments: Iterable[str]) -> None:
-    """Raise ``ValueError`` with a suggestion for an argument that the scenario's builder does not take."""
-    known = signature(_builder(name)).parameters
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` with a suggestion for an argument that the scenario's builder does not take.
+
+    A builder that hands arguments on tells which in its attribute ``further_arguments``, a function of all arguments.
+    """
+    builder = builder_of(name)
+    known = {*signature(builder).parameters} - {"more"}
+    if further := getattr(builder, "further_arguments", None):
+        known |= further(arguments)
     for argument in arguments:
         if argument not in known:
             raise ValueError(f"scenario {name!r} has no argument {argument!r}. {did_you_mean(argument, known)}")
 
 
-def _builder(name: str) -> Callable[..., Scenario]:
+def builder_of(name: str) -> Callable[..., Scenario]:
+    """The function behind a scenario's name."""
     module, function = SCENARIOS.get(name).split(":")
     return getattr(import_module(module), function)
 
 
 @cache
 def _load(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Scenario:
-    return _builder(name)(**dict(kwargs))
+    return builder_of(name)(**dict(kwargs))

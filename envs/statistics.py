@@ -12,7 +12,7 @@ from torch import Tensor
 from backbones.base import PopulationModel
 from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, stacked, user_loss
-from users.base import Batch
+from users.batch import Batch
 
 NAMES = (
     "gradient_norm",
@@ -82,15 +82,11 @@ class PathwayStatistics:
     @staticmethod
     def fit(pathways: Pathways, init: MetaInit, support: Batch) -> "PathwayStatistics":
         """Fit the standardisation on train users' support sets."""
-        sites = []
-        present = support.weights > 0
-        for p in range(pathways.num_pathways):
-            read = pathways.pool(p, support.frozen)[present]
-            sites.append((read.mean(0), read.std(0, correction=0).clamp_min(1e-6)))
+        sites = tuple(_moments(pathways, p, support) for p in range(pathways.num_pathways))
         blank = torch.zeros(pathways.num_pathways, STANDARDISED)
-        unscaled = PathwayStatistics(pathways, init, tuple(sites), blank, torch.ones_like(blank))
+        unscaled = PathwayStatistics(pathways, init, sites, blank, torch.ones_like(blank))
         values = unscaled._transformed(unscaled.raw(support))
-        return PathwayStatistics(pathways, init, tuple(sites), values.mean(0), values.std(0, correction=0).clamp_min(1e-6))
+        return PathwayStatistics(pathways, init, sites, values.mean(0), values.std(0, correction=0).clamp_min(1e-6))
 
     def raw(self, support: Batch, weights: Weights | None = None, gates: Tensor | None = None, chunk: int = 64) -> Raw:
         """Unstandardised facts of U users, at the meta-initialisation with all gates on unless told otherwise."""
@@ -153,6 +149,17 @@ class PathwayStatistics:
         return torch.cat([values, torch.stack([depth, cost, gate], -1)], -1)
 
 
+def _moments(pathways: Pathways, p: int, support: Batch, chunk: int = 64) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what a pathway reads over all users' examples, ``[width_p]`` each."""
+    total, squares, count = 0.0, 0.0, 0
+    for rows in torch.arange(len(support)).split(chunk):
+        some = support.rows(rows)
+        read = pathways.pool(p, some.frozen)[some.weights > 0].double()
+        total, squares, count = total + read.sum(0), squares + read.square().sum(0), count + len(read)
+    mean = torch.as_tensor(total / count)
+    return mean.float(), (squares / count - mean.square()).clamp_min(1e-12).sqrt().float()
+
+
 def _parts(support: Batch) -> tuple[Batch, Tensor]:
     """Deal every user's examples into PARTS users of their own, and each part's share ``[U, PARTS]`` of the examples."""
     count = support.labels.shape[1]
@@ -166,7 +173,7 @@ def _parts(support: Batch) -> tuple[Batch, Tensor]:
         return tensor.unflatten(1, (-1, PARTS)).transpose(1, 2).flatten(0, 1)
 
     inside = (dealt / shares[..., None].clamp_min(1e-12)).flatten(0, 1)
-    return Batch(padded.frozen.map(deal), deal(padded.labels), inside), shares
+    return Batch(padded.table, deal(padded.index), deal(padded.labels), inside), shares
 
 
 def _head_size(model: PopulationModel, weights: Weights) -> Tensor:

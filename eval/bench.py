@@ -20,6 +20,7 @@ from backbones.pathways import make_pathways
 from backbones.threads import usable_cores
 from envs.oracles import LiveOracle
 from meta.inner import MetaInit
+from users.batch import Prepared
 from users.digits import digits_population
 
 MASKS = {"all_on": "1111111", "last three": "0000111", "head alone": "0000001"}
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     population = digits_population(train_users=args.users, val_users=1, test_users=1)
     pathways = make_pathways("inline", make_backbone("resnet-small", num_classes=10))
     init = MetaInit(pathways.start(0), torch.full((3, 7), 0.1), torch.ones(7, dtype=torch.bool))
-    batched, single = (LiveOracle(pathways, init, population, chunk) for chunk in (args.users, 1))
+    batched, single = (LiveOracle(Prepared(pathways, population), init, chunk) for chunk in (args.users, 1))
     found = {name: measure_mask(batched, single, mask, args.users, args.repeats) for name, mask in MASKS.items()}
     print(f"adaptations per second, {args.users} users, {args.num_threads} threads; median (least - most)\n")
     print("| pathways on | batched | one user at a time | ratio |\n| --- | --- | --- | --- |")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bootstrap import GapClosed, Interval, paired_difference
-from agents.comparison import EXTRA, METHODS, conclude
+from agents.comparison import EXTRA, METHODS, SIMPLE, conclude
 from agents.run import RunConfig
 from agents.train_ppo import main as train_ppo
 from agents.train_ppo import parse, read_settings
@@ -50,7 +50,8 @@ def read_run(folder: Path) -> tuple[Run, NDArray[np.str_]]:
     with (folder / "users.csv").open() as file:
         rows = list(csv.DictReader(file))
     fields = ("accuracy", "cost", "reward", "active_fraction")
-    run = {name: {f: np.array([float(row[f"{name}_{f}"]) for row in rows]) for f in fields} for name in METHODS + EXTRA}
+    names = [name for name in METHODS + EXTRA + SIMPLE if f"{name}_reward" in rows[0]]
+    run = {name: {f: np.array([float(row[f"{name}_{f}"]) for row in rows]) for f in fields} for name in names}
     return run, np.array([row["group"] for row in rows])
 
 
@@ -73,10 +74,10 @@ def method_table(by_weight: dict[float, list[Run]], tests: dict[float, list[dict
     """Reward, accuracy, share of pathways and distinct masks per method and cost weight."""
     heads = " | ".join(f"reward at {w:g} | accuracy | on | masks" for w in by_weight)
     lines = [f"| method | labels | {heads} |", "| --- " * (2 + 4 * len(by_weight)) + "|"]
-    for name in METHODS + EXTRA:
+    for name in next(iter(by_weight.values()))[0]:
         cells = []
         for weight, runs in by_weight.items():
-            rows = [{**test["methods"], **test["equal_labels"]}[name] for test in tests[weight]]
+            rows = [{**test["methods"], **test["equal_labels"], **test["simple"]}[name] for test in tests[weight]]
             masks, labels = (np.mean([row[key] for row in rows]) for key in ("distinct_masks", "labels_used"))
             reward, accuracy, on = (mean(runs, name, field) for field in ("reward", "accuracy", "active_fraction"))
             cells.append(f"{reward:.3f} | {accuracy:.3f} | {on:.0%} | {masks:.0f}")
@@ -94,7 +95,7 @@ def conclusions(by_weight: dict[float, list[Run]]) -> list[str]:
     ]
     defined = []
     for weight, runs in by_weight.items():
-        rewards = [{name: run[name]["reward"] for name in METHODS + EXTRA} for run in runs]
+        rewards = [{name: values["reward"] for name, values in run.items()} for run in runs]
         done = conclude(rewards)
         if done.gap.value is not None:
             defined.append(rewards)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backbones.pathways import Pathways, Weights
-from users.base import Batch
+from users.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,6 @@ def adapt(
 def measure(pathways: Pathways, weights: Weights, gates: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Accuracy ``[U]`` and mean cross-entropy ``[U]`` of adapted users on a batch."""
     logits = pathways.logits(batch.frozen, weights, gates)
-    hits = (logits.argmax(-1) == batch.labels) * batch.weights
-    return hits.sum(1), user_loss(logits, batch)
+    weights_of = batch.weights.double()  # float32 sums to a little more than one
+    hits = (logits.argmax(-1) == batch.labels) * weights_of
+    return (hits.sum(1) / weights_of.sum(1)).to(logits.dtype), user_loss(logits, batch)

@@ -16,7 +16,7 @@ from torch import Tensor
 from backbones.pathways import Pathways
 from backbones.registry import Registry
 from meta.inner import MetaInit, adapt, user_loss
-from users.base import Batch
+from users.batch import Batch
 
 OuterLoop = Callable[[Pathways, MetaInit, Batch, Batch, Tensor], tuple[Tensor, Tensor]]
 ALGORITHMS: Registry[OuterLoop] = Registry("algorithm")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,12 @@ from backbones.pathways import Pathways
 from meta.inner import MetaInit, adapt, measure
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from users.base import Batch, Population, stack
+from users.batch import Batch, Prepared
 
 Log = Callable[[str, float, int], None]
+KEEP = ("last", "best")
+EVERY = 100
+"""Steps between two lines in the log, two checkpoints, and two looks at val users."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class MetaConfig:
         all_on: share of users that are trained with every pathway on; the others draw masks of random density.
         random_start: learn the inner rates alone and leave the weights at their random start, as a rival that was
             tuned with the same budget.
+        resample: deal each user's support and query examples anew in every step, class by class, so that a class keeps
+            its number of support examples: many more tasks from few users.
+        keep: ``last``, or ``best``: the state, among those after every 100 steps and the start, with the least query loss of
+            val users under a fixed mixture of masks. Few train users are soon known by heart.
         seed: everything random follows from it and the step number.
     """
 
@@ -44,6 +52,8 @@ class MetaConfig:
     outer_rate: float = 1e-2
     all_on: float = 0.2
     random_start: bool = False
+    resample: bool = False
+    keep: str = "last"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +66,8 @@ class MetaConfig:
                 f"rates must be above 0 and all_on between 0 and 1, got inner_rate={self.inner_rate}, "
                 f"outer_rate={self.outer_rate}, all_on={self.all_on}."
             )
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be {' or '.join(KEEP)}, got {self.keep!r}.")
         if self.random_start and self.algorithm == "reptile":
             raise ValueError("Reptile learns no inner rates, so there is nothing to learn from a random start.")
 
@@ -68,12 +80,23 @@ class MetaTrainer:
         support, query: all train users' examples, side by side.
         config: see :class:`MetaConfig`.
         folder: where checkpoints go; none are written without.
+        val: val users' support and query examples, where the best state is to be kept.
     """
 
     def __init__(
-        self, pathways: Pathways, support: Batch, query: Batch, config: MetaConfig, folder: Path | None = None
+        self,
+        pathways: Pathways,
+        support: Batch,
+        query: Batch,
+        config: MetaConfig,
+        folder: Path | None = None,
+        val: tuple[Batch, Batch] | None = None,
     ) -> None:
+        if (val is not None) != (config.keep == "best"):
+            raise ValueError("val users are needed to keep the best state, and for nothing else.")
         self.pathways, self.support, self.query, self.config, self.folder = pathways, support, query, config, folder
+        self.val = val
+        self.best: tuple[float, MetaInit] | None = None
         self.step = 0
         self.weights = {k: w.requires_grad_() for k, w in pathways.start(config.seed).items()}
         rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
@@ -86,12 +109,18 @@ class MetaTrainer:
         return MetaInit(self.weights, self.log_rates.exp(), adapted_pathways(self.config.algorithm, self.pathways))
 
     def result(self) -> MetaInit:
-        """The meta-initialisation as constants."""
+        """The meta-initialisation as constants: the best so far where that is kept, else the present one."""
+        return self.best[1] if self.best else self.present()
+
+    def present(self) -> MetaInit:
+        """The present state as constants."""
         now = self.init()
         return MetaInit({k: w.detach().clone() for k, w in now.weights.items()}, now.rates.detach().clone(), now.adapted)
 
-    def run(self, log: Log | None = None, every: int = 100) -> MetaInit:
+    def run(self, log: Log | None = None, every: int = EVERY) -> MetaInit:
         """Train from where it stands to the configured number of steps; checkpoint and log ``every`` so many."""
+        if self.step == 0:
+            self._look_at_val(log)
         total, since = torch.zeros(()), self.step
         bar = tqdm(total=self.config.steps, initial=self.step, desc=f"meta-train ({self.config.algorithm})", unit="step")
         with bar:
@@ -106,8 +135,22 @@ class MetaTrainer:
                     if log:
                         log("meta/train_query_loss", loss, self.step)
                         self._log_rates(log)
+                    self._look_at_val(log)
                     self.save()
         return self.result()
+
+    def _look_at_val(self, log: Log | None) -> None:
+        """Keep the present state if val users do best with it."""
+        if self.val is None:
+            return
+        (support, query), pathways = self.val, self.pathways
+        masks = sample_masks(len(support), pathways.num_pathways, torch.Generator().manual_seed(0), all_on=0.5)
+        state = self.present()
+        loss = float(adapted(pathways, state, support, query, masks)[1].mean())
+        if log:
+            log("meta/val_query_loss", loss, self.step)
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, state)
 
     def _outer_step(self) -> Tensor:
         config = self.config
@@ -118,7 +161,10 @@ class MetaTrainer:
             progress = torch.tensor(torch.pi * self.step / config.steps)
             group["lr"] = config.outer_rate * float(1 + progress.cos()) / 2
         outer = ALGORITHMS.get(config.algorithm)
-        objective, loss = outer(self.pathways, self.init(), self.support.rows(users), self.query.rows(users), gates)
+        support, query = self.support.rows(users), self.query.rows(users)
+        if config.resample:
+            support, query = redealt(support, query, draw)
+        objective, loss = outer(self.pathways, self.init(), support, query, gates)
         if not objective.isfinite():
             raise FloatingPointError(
                 f"the meta-loss became {objective.item()} at step {self.step}; lower inner_rate or outer_rate."
@@ -141,7 +187,11 @@ class MetaTrainer:
         for name, tensor in self._tensors().items():
             for moment, value in self.optimiser.state.get(tensor, {}).items():
                 tensors[f"{name}/{moment}"] = torch.as_tensor(value)
-        save_artefact(self.folder / "meta-checkpoint", "meta checkpoint", tensors, {"step": self.step, **asdict(self.config)})
+        facts: dict[str, Any] = {"step": self.step, **asdict(self.config)}
+        if self.best:
+            facts["best_loss"] = self.best[0]
+            tensors |= {f"best/{name}": tensor for name, tensor in self.best[1].tensors().items()}
+        save_artefact(self.folder / "meta-checkpoint", "meta checkpoint", tensors, facts)
 
     def resume_if_possible(self) -> None:
         """Go on from the folder's checkpoint, if there is one.
@@ -152,7 +202,7 @@ class MetaTrainer:
         if self.folder is None or not exists(self.folder / "meta-checkpoint"):
             return
         tensors, meta = load_artefact(self.folder / "meta-checkpoint", "meta checkpoint")
-        step = meta.pop("step")
+        step, best_loss = meta.pop("step"), meta.pop("best_loss", None)
         if meta != asdict(self.config):
             changed = sorted(k for k in meta if meta[k] != asdict(self.config).get(k))
             raise ArtefactError(f"the checkpoint in {self.folder} was made with other settings of {changed}.")
@@ -166,34 +216,59 @@ class MetaTrainer:
             if state:
                 self.optimiser.state[tensor] = state
         self.step = step
+        if best_loss is not None:
+            kept = {k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")}
+            self.best = (best_loss, MetaInit.from_tensors(kept))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.weights, "log_rates": self.log_rates}
 
 
-def adapted_accuracy(
+def redealt(support: Batch, query: Batch, draw: torch.Generator) -> tuple[Batch, Batch]:
+    """The same users with their examples dealt to the two roles anew; labels and numbers per class stay as they are."""
+    first = support.labels.shape[1]
+    both = Batch.joined(support, query)
+    labels = torch.where(both.weights > 0, both.labels, -1).float()  # padding stays where it is
+    fixed = labels.argsort(dim=1, stable=True)
+    drawn = (labels + torch.rand(labels.shape, generator=draw) * 0.9).argsort(dim=1)
+    padded = (labels < 0).gather(1, fixed)
+    index = both.index.scatter(1, fixed, both.index.gather(1, torch.where(padded, fixed, drawn)))
+    return (
+        Batch(both.table, index[:, :first], support.labels, support.weights),
+        Batch(both.table, index[:, first:], query.labels, query.weights),
+    )
+
+
+def adapted(
     pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor, chunk: int = 64
-) -> Tensor:
-    """Each user's query accuracy ``[U]`` after adaptation with their own row of ``gates [U, P]``."""
+) -> tuple[Tensor, Tensor]:
+    """Each user's query accuracy and loss, ``[U]`` each, after adaptation with their own row of ``gates [U, P]``."""
     found = []
     for users in torch.arange(len(support)).split(chunk):
         weights = adapt(pathways, init, support.rows(users), gates[users])
-        found.append(measure(pathways, weights, gates[users], query.rows(users))[0])
-    return torch.cat(found)
+        found.append(measure(pathways, weights, gates[users], query.rows(users)))
+    accuracy, loss = zip(*found, strict=True)
+    return torch.cat(accuracy), torch.cat(loss)
 
 
-def meta_initialisation(
-    pathways: Pathways, population: Population, config: MetaConfig, folder: Path, log: Log | None = None
-) -> MetaInit:
+def adapted_accuracy(pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor) -> Tensor:
+    """The accuracies of :func:`adapted`."""
+    return adapted(pathways, init, support, query, gates)[0]
+
+
+def meta_initialisation(data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None) -> MetaInit:
     """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
-    facts = {"model": pathways.model.fingerprint(), "train_users": population.fingerprint("train"), "rank": pathways.rank}
+    pathways, users = data.pathways, data.population.fingerprint("train")
+    facts = {"model": pathways.model.fingerprint(), "train_users": users, "rank": pathways.rank}
+    if config.keep == "best":
+        facts["val_users"] = data.population.fingerprint("val")
     path = folder / f"meta-{cache_key(placement=type(pathways).__name__, **facts, **asdict(config))}"
-
     unfinished = path.with_name(f"{path.name}-unfinished")
 
     def train() -> tuple[dict, dict]:
-        support, query = (stack(pathways, population.train, role) for role in ("support", "query"))
-        trainer = MetaTrainer(pathways, support, query, config, unfinished)
+        support, query = (data.batch("train", role) for role in ("support", "query"))
+        val = (data.batch("val", "support"), data.batch("val", "query")) if config.keep == "best" else None
+        trainer = MetaTrainer(pathways, support, query, config, unfinished, val)
         trainer.resume_if_possible()
         return trainer.run(log).tensors(), {**facts, **asdict(config)}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backbones.pathways import make_pathways
-from backbones.pretrain import pretrain
+from backbones.pretrain import Labelled, pretrain
 from backbones.resnet import SmallResNet, small_resnet
 from users.digits import digits_pools, digits_population
 
@@ -34,8 +34,7 @@ def _fixed_torch_seed():
 def trained_network():
     """A small ResNet after enough steps that its batch-norm statistics are far from 0 and 1."""
     torch.manual_seed(0)
-    images, labels = digits_pools(0).pretraining()
-    return pretrain(SmallResNet(10, **SHAPE), images, labels, epochs=15, seed=0)
+    return pretrain(SmallResNet(10, **SHAPE), Labelled(*digits_pools(0).pretraining()), epochs=15, seed=0)
 
 
 @pytest.fixture(scope="session")

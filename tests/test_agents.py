@@ -22,6 +22,7 @@ from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Oracle
 from envs.planted import planted
 from envs.sb3 import PathwaySelectionVecEnv
 from meta.inner import MetaInit
+from users.batch import Prepared
 
 SEEDS = range(5)
 
@@ -46,7 +47,7 @@ def digits(pathways, population):
     """The digits with five pathways and a start that nobody meta-trained."""
     rates = torch.full((2, pathways.num_pathways), 0.1)
     init = MetaInit(pathways.start(0), rates, torch.ones(pathways.num_pathways, dtype=torch.bool))
-    return modelled_scenario("digits", LiveOracle(pathways, init, population), "toy", None, {})
+    return modelled_scenario("digits", LiveOracle(Prepared(pathways, population), init), "toy", None, {})
 
 
 @pytest.fixture(scope="module")

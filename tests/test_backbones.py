@@ -11,7 +11,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from backbones import make_backbone
 from backbones.artefacts import ArtefactError
 from backbones.base import Backbone, Hidden, PopulationModel, hash_tensors
-from backbones.pretrain import pretrain
+from backbones.pretrain import Labelled, pretrain
 from backbones.resnet import ResNetBackbone, SmallResNet, small_resnet, torchvision_resnet
 
 
@@ -230,7 +230,7 @@ def test_pretraining_follows_its_seed_and_lowers_the_loss():
     images = torch.rand(64, 1, 8, 8)
     images[:32, :, :4] += 1
     labels = torch.arange(64) // 32
-    ends = [pretrain(copy.deepcopy(start), images, labels, epochs=20, batch_size=16, seed=s) for s in (0, 0, 1)]
+    ends = [pretrain(copy.deepcopy(start), Labelled(images, labels), epochs=20, batch_size=16, seed=s) for s in (0, 0, 1)]
     hashes = [hash_tensors(network.state_dict()) for network in ends]
     assert hashes[0] == hashes[1] != hashes[2]
     assert not ends[0].training

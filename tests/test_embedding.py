@@ -3,7 +3,8 @@ import torch
 
 from backbones.pathways import make_pathways
 from backbones.resnet import small_resnet
-from users.base import Examples, User, stack
+from users.base import Examples, User
+from users.batch import stack
 from users.embedding import CLIP, WIDTH, UserEmbedder
 
 

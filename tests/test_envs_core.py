@@ -16,7 +16,8 @@ from envs.planted import PlantedEnv, planted
 from envs.scenario import load_scenario
 from envs.statistics import NAMES, STANDARDISED, PathwayStatistics
 from meta.inner import MetaInit, stacked, user_loss
-from users.base import Examples, Population, User, stack
+from users.base import Examples, Population, User
+from users.batch import Prepared, stack
 
 WIDTH = 8
 """Pathways of the planted problem."""
@@ -40,7 +41,8 @@ class RecordingOracle(Oracle):
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_scenario("digits-resnet", **envs.MINIATURES["dsa/DigitsResNet-v0"])
+    kwargs = {**gym.spec("dsa/DigitsResNet-v0").kwargs, **envs.MINIATURES["dsa/DigitsResNet-v0"]}
+    return load_scenario(kwargs.pop("scenario"), **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,7 @@ def test_users_of_all_splits_are_answered_together_as_alone(digits, live):
 
 
 def test_adapting_two_users_in_chunks_of_one_changes_nothing(digits, live):
-    small = LiveOracle(live.pathways, live.init, live.population, chunk=1)
+    small = LiveOracle(Prepared(live.pathways, live.population), live.init, chunk=1)
     users, masks = digits.users("val"), random_masks(4, len(digits.pathways))
     np.testing.assert_allclose(small.evaluate(users, masks).loss, live.evaluate(users, masks).loss, atol=1e-4)
 
@@ -426,10 +428,10 @@ def test_a_second_round_goes_on_from_the_first(digits, live):
     init = MetaInit(live.init.weights, live.init.rates[:1].repeat(4, 1), live.init.adapted)
     short = MetaInit(init.weights, init.rates[:2], init.adapted)
     users, masks = digits.users("val"), random_masks(4, len(digits.pathways))
-    once = LiveOracle(live.pathways, init, live.population).evaluate(users, masks)
+    once = LiveOracle(Prepared(live.pathways, live.population), init).evaluate(users, masks)
     plans = np.repeat(masks[:, None], 2, axis=1)
-    twice = LiveOracle(live.pathways, short, live.population).evaluate(users, plans)
-    first = LiveOracle(live.pathways, short, live.population).evaluate(users, masks)
+    twice = LiveOracle(Prepared(live.pathways, live.population), short).evaluate(users, plans)
+    first = LiveOracle(Prepared(live.pathways, live.population), short).evaluate(users, masks)
     np.testing.assert_allclose(twice.loss, once.loss, atol=1e-5)
     assert (twice.loss != first.loss).any()
 
@@ -437,7 +439,7 @@ def test_a_second_round_goes_on_from_the_first(digits, live):
 def test_remembered_weights_give_what_recomputed_ones_give(digits, live):
     users = digits.users("train")[:3]
     plans = random_masks(9, len(digits.pathways), seed=4).reshape(3, 3, -1)
-    remembering, fresh = (LiveOracle(live.pathways, live.init, live.population) for _ in range(2))
+    remembering, fresh = (LiveOracle(Prepared(live.pathways, live.population), live.init) for _ in range(2))
     for rounds in (1, 2, 3):
         last = remembering.evaluate(users, plans[:, :rounds])
     np.testing.assert_allclose(last.loss, fresh.evaluate(users, plans).loss, atol=1e-6)
@@ -492,7 +494,7 @@ def changed(population, role, **how):
 @pytest.mark.parametrize("part", ["support", "validation", "query"])
 def test_a_role_looks_at_its_own_examples_only(digits, live, role, looks_at, part):
     users, masks = digits.users("test"), np.ones((6, len(digits.pathways)), dtype=bool)
-    other = LiveOracle(live.pathways, live.init, changed(live.population, part))
+    other = LiveOracle(Prepared(live.pathways, changed(live.population, part)), live.init)
     before, after = live.evaluate(users, masks, role), other.evaluate(users, masks, role)
     if part in looks_at:
         assert (before.loss != after.loss).all()
@@ -506,7 +508,7 @@ def test_support_halves_measures_each_half_after_adaptation_on_the_other(digits,
     found = []
     for fit, on in ((0, 1), (1, 0)):
         halved = replace(live.population, val=tuple(halves(user, fit, on) for user in live.population.val))
-        found.append(LiveOracle(live.pathways, live.init, halved).evaluate(users, masks))
+        found.append(LiveOracle(Prepared(live.pathways, halved), live.init).evaluate(users, masks))
     crossed = live.evaluate(users, masks, "support_halves")
     np.testing.assert_allclose(crossed.accuracy, (found[0].accuracy + found[1].accuracy) / 2, atol=1e-6)
     np.testing.assert_allclose(crossed.loss, (found[0].loss + found[1].loss) / 2, atol=1e-4)
@@ -520,7 +522,7 @@ def halves(user, fit, on):
 def test_query_all_labels_adapts_on_support_and_validation_together(digits, live):
     users, masks = digits.users("val"), np.ones((4, len(digits.pathways)), dtype=bool)
     joined = replace(live.population, val=tuple(all_labels(user) for user in live.population.val))
-    expected = LiveOracle(live.pathways, live.init, joined).evaluate(users, masks, "query")
+    expected = LiveOracle(Prepared(live.pathways, joined), live.init).evaluate(users, masks, "query")
     found = live.evaluate(users, masks, "query_all_labels")
     np.testing.assert_allclose(found.accuracy, expected.accuracy, atol=1e-6)
     np.testing.assert_allclose(found.loss, expected.loss, atol=1e-4)
@@ -544,11 +546,11 @@ def ragged(population, sizes):
 @pytest.mark.parametrize("role", ["validation", "support_halves", "query_all_labels"])
 def test_a_user_with_few_examples_is_answered_the_same_alone_or_beside_others(live, role):
     sizes = (1, 3, 20, 2)
-    beside = LiveOracle(live.pathways, live.init, ragged(live.population, sizes))
+    beside = LiveOracle(Prepared(live.pathways, ragged(live.population, sizes)), live.init)
     mask = np.ones((1, live.pathways.num_pathways), dtype=bool)
     for place in range(len(sizes)):
         few = ragged(live.population, sizes)
-        alone = LiveOracle(live.pathways, live.init, replace(few, test=few.test[place : place + 1]))
+        alone = LiveOracle(Prepared(live.pathways, replace(few, test=few.test[place : place + 1])), live.init)
         one, other = alone.evaluate(np.array([3]), mask, role), beside.evaluate(np.array([3 + place]), mask, role)
         assert one.accuracy[0] == pytest.approx(other.accuracy[0], abs=1e-6), sizes[place]
         assert one.loss[0] == pytest.approx(other.loss[0], abs=1e-4), sizes[place]
@@ -592,7 +594,7 @@ def test_raw_columns_are_depth_cost_and_gate(digits, live):
 
 @pytest.mark.parametrize(("part", "moves"), [("support", True), ("validation", False), ("query", False)])
 def test_observations_depend_on_the_support_alone(live, part, moves):
-    other = LiveOracle(live.pathways, live.init, changed(live.population, part, scale=0.5))
+    other = LiveOracle(Prepared(live.pathways, changed(live.population, part, scale=0.5)), live.init)
     shown = [fitted(live).observe(fitted(live).raw(o.batch("test", "support"))) for o in (live, other)]
     assert torch.equal(*shown) != moves
 
@@ -632,7 +634,7 @@ def test_another_number_of_pathways_gives_as_many_rows(live):
     wider = make_pathways("inline", live.pathways.model, rank=2)
     assert wider.num_pathways == live.pathways.num_pathways
     init = MetaInit(wider.start(0), torch.full((2, wider.num_pathways), 0.1), torch.ones(wider.num_pathways).bool())
-    oracle = LiveOracle(wider, init, live.population)
+    oracle = LiveOracle(Prepared(wider, live.population), init)
     assert fitted(oracle).raw(oracle.batch("val", "support")).gradient_norm.shape == (4, wider.num_pathways)
 
 

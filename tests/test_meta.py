@@ -7,8 +7,9 @@ from backbones.resnet import small_resnet
 from meta.inner import MetaInit, adapt, measure, stacked, user_loss
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.trainer import MetaConfig, MetaTrainer, adapted_accuracy, meta_initialisation
-from users.base import Batch, Examples, User, stack
+from meta.trainer import MetaConfig, MetaTrainer, adapted, meta_initialisation
+from users.base import Examples, User
+from users.batch import Batch, Prepared, stack
 from users.digits import digits_population
 
 FOUR = ("maml", "fomaml", "anil", "reptile")
@@ -61,7 +62,7 @@ def test_a_user_does_not_feel_the_data_of_another(pathways, batches, masks):
     labels = support.labels.clone()
     labels[5] = (labels[5] + 1) % 10
     before = adapt(pathways, init, support, masks)
-    after = adapt(pathways, init, Batch(Frozen(sites), labels, support.weights), masks)
+    after = adapt(pathways, init, Batch.of(Frozen(sites), labels, support.weights), masks)
     others = torch.arange(12) != 5
     for key in before:
         torch.testing.assert_close(after[key][others], before[key][others], rtol=1e-5, atol=1e-6)
@@ -152,7 +153,7 @@ def test_adapted_accuracy_is_the_same_in_chunks(pathways, batches, masks):
     init = lively_init(pathways)
     expected, _ = measure(pathways, adapt(pathways, init, batches[0], masks), masks, batches[1])
     for chunk in (5, 64):
-        torch.testing.assert_close(adapted_accuracy(pathways, init, *batches, masks, chunk=chunk), expected)
+        torch.testing.assert_close(adapted(pathways, init, *batches, masks, chunk=chunk)[0], expected)
 
 
 def test_a_meta_initialisation_survives_being_a_flat_dict(pathways):
@@ -367,7 +368,7 @@ def test_counts_below_one_are_refused(name):
 def test_a_loss_that_is_not_a_number_stops_meta_training(pathways, batches, algorithm):
     support, query = batches
     sites = tuple(torch.full_like(site, torch.nan) for site in query.frozen.sites)
-    trainer = MetaTrainer(pathways, support, Batch(Frozen(sites), query.labels, query.weights), MetaConfig(algorithm))
+    trainer = MetaTrainer(pathways, support, Batch.of(Frozen(sites), query.labels, query.weights), MetaConfig(algorithm))
     with pytest.raises(FloatingPointError, match="became nan at step 0; lower inner_rate or outer_rate"):
         trainer.run()
     assert all(weight.isfinite().all() for weight in trainer.weights.values())
@@ -462,24 +463,24 @@ def test_a_meta_initialisation_is_learned_once_and_then_loaded(pathways, small_p
     def log(tag, value, step):
         steps.append(step)
 
-    first = meta_initialisation(pathways, small_population, config, tmp_path, log).tensors()
+    first = meta_initialisation(Prepared(pathways, small_population), config, tmp_path, log).tensors()
     assert steps
     steps.clear()
-    again = meta_initialisation(pathways, small_population, config, tmp_path, log).tensors()
+    again = meta_initialisation(Prepared(pathways, small_population), config, tmp_path, log).tensors()
     assert steps == []
     assert all(torch.equal(again[key], first[key]) for key in first)
-    meta_initialisation(pathways, digits_population(3, 4, 1, 1), config, tmp_path, log)
+    meta_initialisation(Prepared(pathways, digits_population(3, 4, 1, 1)), config, tmp_path, log)
     assert steps
 
 
 def test_learning_a_meta_initialisation_goes_on_after_a_kill(pathways, small_population, tmp_path):
     config = MetaConfig(steps=102, users=2, inner_steps=1)
-    expected = meta_initialisation(pathways, small_population, config, tmp_path / "whole").tensors()
+    expected = meta_initialisation(Prepared(pathways, small_population), config, tmp_path / "whole").tensors()
     with pytest.raises(Killed):
-        meta_initialisation(pathways, small_population, config, tmp_path / "killed", kill_at(102))
+        meta_initialisation(Prepared(pathways, small_population), config, tmp_path / "killed", kill_at(102))
     steps = []
     found = meta_initialisation(
-        pathways, small_population, config, tmp_path / "killed", lambda tag, value, step: steps.append(step)
+        Prepared(pathways, small_population), config, tmp_path / "killed", lambda tag, value, step: steps.append(step)
     ).tensors()
     assert set(steps) == {102}
     assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -4,7 +4,8 @@ import torch
 
 from backbones.pathways import Frozen
 from meta.inner import MetaInit, adapt, measure
-from users.base import ROLES, SPLITS, Batch, Examples, Population, User, stack
+from users.base import ROLES, SPLITS, Examples, Population, User
+from users.batch import Batch, stack
 from users.digits import KINDS, POOLS, digits_pools, digits_population
 from users.shifts import SHIFTS, register_shift
 
@@ -415,7 +416,7 @@ def test_a_padded_user_adapts_and_scores_as_when_alone(pathways):
 @pytest.fixture
 def ragged():
     """Two batches of the same two users, one site and a context, padding marked by -1."""
-    first = Batch(
+    first = Batch.of(
         Frozen(
             (torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [-1.0], [-1.0]]]),),
             {"m": torch.tensor([[1, 2, 3], [4, -1, -1]])},
@@ -423,7 +424,7 @@ def ragged():
         torch.tensor([[1, 2, 3], [4, -1, -1]]),
         torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1, 0, 0]]),
     )
-    second = Batch(
+    second = Batch.of(
         Frozen((torch.tensor([[[5.0], [-1.0]], [[6.0], [7.0]]]),), {"m": torch.tensor([[5, -1], [6, 7]])}),
         torch.tensor([[5, -1], [6, 7]]),
         torch.tensor([[1.0, 0.0], [0.5, 0.5]]),

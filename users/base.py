@@ -3,15 +3,14 @@
 Shapes: U users, N examples per user, P pathways.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from backbones.base import hash_tensors
-from backbones.pathways import Frozen, Pathways
+from users.items import Items
 
 ROLES = ("support", "validation", "query")
 SPLITS = ("train", "val", "test")
@@ -22,7 +21,7 @@ class Examples:
     """Labelled examples of one user in one role.
 
     Attributes:
-        inputs: ``[N, ...]`` as the backbone reads them.
+        inputs: ``[N, ...]`` as the backbone reads them; in a population with ``items`` int64 positions there, ``[N]``.
         labels: ``[N]`` int64 class indices.
     """
 
@@ -81,6 +80,13 @@ class Population:
         num_classes: C; labels are below it.
         train, val, test: the users of each split.
         seed: what everything random about the population followed from.
+        items: what ``inputs`` are positions in, where users share examples or share a file; None: they are the examples.
+        fitting: labelled examples for the population model. Of users who are in no split, so that nothing is rewarded on
+            what fitted it; or, with ``folds``, anybody's.
+        folds: ``[len(items)]`` int64 for cross-fitting: the population model's logits of an item come from a classifier
+            that was fitted without any label of the items of its fold. -1: not used in fitting.
+        class_names: C names for reports; empty: the numbers.
+        notes: what the loader has to say (users left out, texts cut off), for reports.
     """
 
     name: str
@@ -89,20 +95,31 @@ class Population:
     val: tuple[User, ...]
     test: tuple[User, ...]
     seed: int = 0
+    items: Items | None = None
+    fitting: Examples | None = None
+    folds: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if empty := [split for split in SPLITS if not getattr(self, split)]:
+            raise ValueError(f"population {self.name!r} has no {empty[0]} users; give it more users, or another split.")
         ids = [user.user_id for user in self.users]
         if len(set(ids)) < len(ids):
             twice = sorted({i for i in ids if ids.count(i) > 1})
             raise ValueError(f"user ids must be unique across splits; these occur twice: {twice[:5]}.")
         for user in self.users:
             for role in ROLES:
-                labels = getattr(user, role).labels
-                if labels.min() < 0 or labels.max() >= self.num_classes:
-                    raise ValueError(
-                        f"user {user.user_id!r} has {role} labels outside 0..{self.num_classes - 1}; "
-                        "map labels to class indices first."
-                    )
+                self._check(getattr(user, role), f"user {user.user_id!r} has {role}")
+        if self.fitting is not None and len(self.fitting):
+            self._check(self.fitting, f"population {self.name!r} has fitting")
+
+    def _check(self, examples: Examples, whose: str) -> None:
+        labels, places = examples.labels, examples.inputs
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(f"{whose} labels outside 0..{self.num_classes - 1}; map labels to class indices first.")
+        if self.items is not None and (places.min() < 0 or places.max() >= len(self.items)):
+            raise ValueError(f"{whose} inputs outside 0..{len(self.items) - 1}, the items; give positions of items.")
 
     @property
     def users(self) -> tuple[User, ...]:
@@ -123,65 +140,6 @@ class Population:
                 examples: Examples = getattr(user, role)
                 tensors[f"{user.user_id}/{role}/inputs"] = examples.inputs
                 tensors[f"{user.user_id}/{role}/labels"] = examples.labels
-        return hash_tensors(tensors)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples of U users side by side, after the frozen part of the model.
-
-    Attributes:
-        frozen: sites ``[U, N, ..., width_p]``; users with fewer than N examples are padded.
-        labels: ``[U, N]``.
-        weights: ``[U, N]``, 1 / (the user's number of examples), 0 where padded; rows sum to 1.
-    """
-
-    frozen: Frozen
-    labels: Tensor
-    weights: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def rows(self, users: Tensor) -> "Batch":
-        """The batch of some of the users, ``[U']`` positions, in that order and with repetitions if asked."""
-        return Batch(self.frozen.map(lambda t: t[users]), self.labels[users], self.weights[users])
-
-    def columns(self, examples: Tensor) -> "Batch":
-        """The batch of some example positions, the same for all users; weights are made to sum to 1 again."""
-        weights = self.weights[:, examples]
-        total = weights.sum(1, keepdim=True).clamp_min(1e-12)
-        return Batch(self.frozen.map(lambda t: t[:, examples]), self.labels[:, examples], weights / total)
-
-    @staticmethod
-    def joined(first: "Batch", second: "Batch") -> "Batch":
-        """Both batches' examples for the same users, every example with equal weight."""
-        counts = [(batch.weights > 0).sum(1, keepdim=True) for batch in (first, second)]
-        total = counts[0] + counts[1]
-        weights = [batch.weights * count / total for batch, count in zip((first, second), counts, strict=True)]
-        sites = zip(first.frozen.sites, second.frozen.sites, strict=True)
-        context = {k: torch.cat([first.frozen.context[k], second.frozen.context[k]], 1) for k in first.frozen.context}
-        frozen = Frozen(tuple(torch.cat(pair, 1) for pair in sites), context)
-        return Batch(frozen, torch.cat([first.labels, second.labels], 1), torch.cat(weights, 1))
-
-
-def stack(pathways: Pathways, users: Sequence[User], role: str, chunk: int = 2048) -> Batch:
-    """Run the frozen part once over the examples that ``users`` have in ``role``, ``chunk`` examples at a time."""
-    examples: list[Examples] = [getattr(user, role) for user in users]
-    counts = torch.tensor([len(e) for e in examples])
-    present = torch.arange(int(counts.max())) < counts[:, None]
-    parts = [pathways.frozen(part) for part in torch.cat([e.inputs for e in examples]).split(chunk)]
-    flat = Frozen(
-        tuple(torch.cat(site) for site in zip(*(part.sites for part in parts), strict=True)),
-        {k: torch.cat([part.context[k] for part in parts]) for k in parts[0].context},
-    )
-    labels = _padded(torch.cat([e.labels for e in examples]), present)
-    return Batch(flat.map(lambda t: _padded(t, present)), labels, present / counts[:, None])
-
-
-def _padded(flat: Tensor, present: Tensor) -> Tensor:
-    if present.all():
-        return flat.unflatten(0, present.shape)
-    out = flat.new_zeros(*present.shape, *flat.shape[1:])
-    out[present] = flat
-    return out
+        if self.folds is not None:
+            tensors["folds"] = self.folds
+        return hash_tensors(tensors) + (self.items.fingerprint() if self.items else "")

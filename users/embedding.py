@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from backbones.base import PopulationModel
-from users.base import Batch
+from backbones.pathways import population_logits
+from users.batch import Batch
 
 WIDTH = 32
 """E, the width of a user embedding, whatever the population or the backbone."""
@@ -27,7 +28,7 @@ def support_features(model: PopulationModel, support: Batch) -> tuple[Tensor, Te
     """
     weights = support.weights[..., None]
     features = support.frozen.sites[-1]
-    probabilities = torch.nn.functional.linear(features, model.weight, model.bias).softmax(-1)
+    probabilities = population_logits(model, support.frozen).softmax(-1)
     truth = torch.nn.functional.one_hot(support.labels, model.num_classes)
     mean = (features * weights).sum(1)
     spread = ((features - mean[:, None]).square() * weights).sum(1).sqrt()

@@ -1,0 +1,54 @@
+"""``dsa/PopquornBert-v0``: real annotators of offensiveness, MiniLM with pathways beside it."""
+
+from envs.single import PathwaySelectionEnv
+
+
+class PopquornBertEnv(PathwaySelectionEnv):
+    """Personalise a text model for what each annotator finds offensive.
+
+    ## Description
+
+    People disagree about which comments are offensive. A classifier on MiniLM's sentence embedding knows what they agree
+    on; every annotator gives 20 judgements as support and 10 as validation. In the protocol
+    ``new_annotators_and_comments`` (default) the test annotators are asked about comments on which no judgement was used
+    anywhere, in ``new_annotators`` about comments that others have judged. Content warning: real comments.
+
+
+    ## Observation space
+
+    A ``Dict``, all float32 within +-10, all from the support set alone: ``user`` ``[32]`` (see
+    :class:`users.embedding.UserEmbedder`) and ``pathways`` ``[13, 8]`` (see :data:`envs.statistics.NAMES`).
+
+    ## Action space
+
+    ``MultiBinary(13)``: attention and feed-forward of MiniLM's six layers in order of depth, then the head. All zero is
+    `all_off`, the model as it was.
+
+    ## Rewards
+
+    ``accuracy on the validation judgements - cost_weight * cost``, where ``cost`` is the share of the personal parameters
+    that are switched on.
+
+    ## Starting state
+
+    The next user of a random order of the split.
+
+    ## Episode end
+
+    ``terminated`` after ``rounds`` decisions (default 1), never ``truncated``; see :class:`envs.digits.DigitsResNetEnv`.
+
+    ## Arguments
+
+    * ``data_root``: folder with ``popquorn_offensiveness/`` (or ``$DSA_DATA_ROOT``);
+    * ``protocol``, ``fold`` (0): see :func:`users.popquorn.popquorn`;
+    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``render_mode`` (``"ansi"``, ``"rgb_array"``);
+    * ``max_length`` (128): tokens per comment;
+    * everything that :class:`envs.modelled.PersonalEnv` takes.
+
+    ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
+    ``reward_accuracy``, ``reward_cost``.
+
+    ## Versions
+
+    * v0: first version.
+    """

@@ -1,0 +1,51 @@
+"""Command-line flags that every program with users and a backbone understands."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backbones.pathways import PLACEMENTS
+
+FLAGS = ("users", "backbone", "placement", "data", "data_root", "source", "shots", "max_users")
+"""Flags that are arguments of the environment under the same names."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags; what is not given on the command line stays None."""
+    group = parser.add_argument_group("users and model")
+    group.add_argument("--users", help="a population: digits, unipen, popquorn, jester, lamp, table, or a registered one")
+    group.add_argument("--backbone", help="resnet-small, resnet18, resnet34, resnet50, minilm, bert, or a registered one")
+    group.add_argument("--placement", help=f"of the pathways: {' or '.join(PLACEMENTS)}")
+    group.add_argument("--data", type=Path, help="--users table: CSV or Parquet with user_id, label and text or image")
+    group.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
+    group.add_argument("--source", help="--backbone bert: hub name or local folder of a BERT, RoBERTa or DistilBERT")
+    group.add_argument("--shots", type=int, help="--users unipen: support images per class")
+    group.add_argument("--max-users", type=int, help="read at most so many users")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given, as arguments of an environment."""
+    found = {name: getattr(args, name) for name in FLAGS}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in found.items() if value is not None}
+
+
+def parse_pairs(pairs: list[str], flag: str) -> dict[str, Any]:
+    """``name:value`` pairs, values as YAML. Raises ``ValueError`` for a pair without a colon."""
+    split = [pair.partition(":") for pair in pairs]
+    if any(not colon for _, colon, _ in split):
+        raise ValueError(f"{flag} takes name:value, got {pairs}.")
+    return {name: parse_value(value) for name, _, value in split}
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML, and 1e-3 (which YAML 1.1 takes for a word) as a number."""
+    value = yaml.safe_load(text)
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number

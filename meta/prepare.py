@@ -1,0 +1,51 @@
+"""From names to a population seen through a model with pathways: where every experiment begins."""
+
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from backbones.artefacts import cache_root
+from backbones.pathways import make_pathways
+from meta.model import further_arguments as of_backbone
+from meta.model import population_model
+from users import population_factory
+from users.batch import Prepared
+
+
+def folder_of(users: str, backbone: str) -> Path:
+    """Where the artefacts of a population and a backbone are kept."""
+    return cache_root() / f"{users}-{backbone}"
+
+
+def prepared(
+    users: str, backbone: str, placement: str, rank: int, seed: int, folder: Path, more: Mapping[str, Any]
+) -> Prepared:
+    """Load the population, make or load the population model, and put pathways along it.
+
+    Args:
+        users: name of a population.
+        backbone: name of a backbone.
+        placement: name of a placement.
+        rank: of the adapters.
+        seed: of users and model, as far as these are ours to draw.
+        folder: where what is learned is kept.
+        more: further arguments; the population's factory and the backbone's each take those they know.
+
+    Raises:
+        ValueError: for unknown names, with a suggestion, and whatever is wrong with the data.
+        ArtefactError: for models that cannot be loaded.
+    """
+    factory = population_factory(users)
+    for name, parameter in signature(factory).parameters.items():
+        if parameter.default is parameter.empty and name not in more:
+            raise ValueError(f"population {users!r} needs `{name}`; pass --{name.replace('_', '-')} ({name}=...).")
+    of_users, of_model = {*signature(factory).parameters}, of_backbone(backbone)
+    population = factory(seed=seed, **{k: v for k, v in more.items() if k in of_users})
+    model = population_model(backbone, population, folder, seed, **{k: v for k, v in more.items() if k in of_model})
+    return Prepared(make_pathways(placement, model, rank), population, folder)
+
+
+def further_arguments(arguments: Mapping[str, Any]) -> set[str]:
+    """Names of what :func:`prepared` takes as ``more``, for the ``users`` and ``backbone`` among the arguments."""
+    return ({*signature(population_factory(arguments["users"])).parameters} | of_backbone(arguments["backbone"])) - {"seed"}

@@ -1,0 +1,102 @@
+"""Which users are fitted on, trained on, validated on and tested on, also where there are few of them."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from users.base import SPLITS
+from users.roles import by_hash, is_fitting, position, split_of
+
+PARTS = ("fitting", *SPLITS)
+"""Users of the first fit the population model and are in no split."""
+
+
+def parts_of(users: Iterable[str], seed: int, fit_share: float, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The part of each user, by hash and hence whatever their order; no part is empty.
+
+    Args:
+        users: ids.
+        seed: of the hashes.
+        fit_share: share of the train users that go to ``fitting``.
+        given: the split of each user; None: by hash.
+
+    Raises:
+        ValueError: if there are too few users for every part to have one.
+    """
+    part = {}
+    for user in users:
+        split = given[user] if given is not None else split_of(user, seed)
+        part[user] = "fitting" if split == "train" and is_fitting(user, seed, fit_share) else split
+    if given is None:
+        return filled(part, PARTS, seed)
+    for split in ("val", "test"):
+        if split not in part.values():
+            raise ValueError(f"no {split} user has enough examples; give that split more users, or more examples per user.")
+    return filled(part, ("fitting", "train"), seed)
+
+
+def filled(part: dict[str, str], among: Sequence[str], seed: int) -> dict[str, str]:
+    """``part``, with a user of the largest part moved to each empty one of ``among``; chance can leave a small table's empty.
+
+    Raises:
+        ValueError: if there are fewer users than parts.
+    """
+    part, users = dict(part), sorted(user for user in part if part[user] in among)
+    if len(users) < len(among):
+        raise ValueError(
+            f"{len(users)} users with enough examples are too few: {', '.join(among)} need one each. "
+            "Give more users, or more examples per user."
+        )
+    for name in among:
+        own = {each: [user for user in users if part[user] == each] for each in among}
+        if not own[name]:
+            largest = max(among, key=lambda each: len(own[each]))
+            moved = own[largest][by_hash(range(len(own[largest])), own[largest].__getitem__, "moved", seed)[0]]
+            part[moved] = name
+    return part
+
+
+def chosen(part: Mapping[str, str], most: int, seed: int) -> list[str]:
+    """At most ``most`` users, by hash; one of each part among them."""
+    ranked = sorted(part, key=lambda user: (position("chosen", seed, user), user))
+    first = {part[user]: user for user in reversed(ranked)}
+    rest = [user for user in ranked if user != first[part[user]]]
+    return sorted([*first.values(), *rest][:most])
+
+
+def check_classes(
+    names: Sequence[str], labels: NDArray[np.int64], parts: NDArray[np.str_], users: Sequence[str], fit_share: float
+) -> None:
+    """Every class must be known to the population model, which can predict no other.
+
+    Args:
+        names: C names of classes.
+        labels: ``[R]`` class indices.
+        parts: ``[R]`` the part of each one's user.
+        users: ``[R]`` that user.
+        fit_share: for the cure.
+
+    Raises:
+        ValueError: names the class, who has it, and the cure.
+    """
+    if len(names) < 2:
+        raise ValueError(f"every example has the label {names[0]!r}; there must be two labels at least.")
+    seen: Collection[int] = set(labels[np.isin(parts, ("fitting", "train"))].tolist())
+    fitted: Collection[int] = set(labels[parts == "fitting"].tolist())
+    for c, name in enumerate(names):
+        if c in fitted:
+            continue
+        having = sorted({users[row] for row in np.flatnonzero(labels == c).tolist()})
+        who = (
+            f"{len(having)} user{'s' if len(having) > 1 else ''} ({', '.join(having[:3])}{', ...' if len(having) > 3 else ''})"
+        )
+        if c not in seen:
+            raise ValueError(
+                f"no train user has the label {name!r}; it occurs only among val and test, for {who}. Remove or merge the "
+                "label, or put one of those users in train."
+            )
+        raise ValueError(
+            f"no user who fits the population model has the label {name!r}; it occurs for {who}. Choose a larger fit_share "
+            f"than {fit_share}, or another seed, or remove or merge the label."
+        )

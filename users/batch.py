@@ -1,0 +1,206 @@
+"""Examples of many users side by side, after the frozen part of the model, which runs once per example.
+
+Shapes: U users, N examples per user, M examples in the table, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, save_artefact
+from backbones.pathways import Frozen, Pathways
+from users.base import Examples, Population, User
+from users.items import Items, TensorItems
+
+CHUNK = 2048
+"""Examples that go through the frozen model together."""
+
+
+class _Gathered(Sequence[Tensor]):
+    """``tensors[p][index]`` for every p, each when it is first asked for."""
+
+    def __init__(self, tensors: Sequence[Tensor], index: Tensor) -> None:
+        self._tensors, self._index = tensors, index
+        self._found: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, p):  # no slices: pathways are asked for one by one
+        place = range(len(self))[p]
+        if place not in self._found:
+            self._found[place] = self._tensors[place][self._index]
+        return self._found[place]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """U users' examples, as places in a table that they may share.
+
+    Attributes:
+        table: the frozen part's results, M examples.
+        index: ``[U, N]`` places in the table; users with fewer than N examples are padded.
+        labels: ``[U, N]``.
+        weights: ``[U, N]``, 1 / (the user's number of examples), 0 where padded; rows sum to 1.
+    """
+
+    table: Frozen
+    index: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The users' part of the table, ``[U, N, ...]``; of the sites only what somebody reads is gathered."""
+        rest = Frozen((), self.table.context, self.table.offset).map(lambda t: t[self.index])
+        return replace(rest, sites=_Gathered(self.table.sites, self.index))
+
+    @staticmethod
+    def of(frozen: Frozen, labels: Tensor, weights: Tensor) -> "Batch":
+        """A batch whose examples nobody shares, from tensors ``[U, N, ...]``."""
+        index = torch.arange(labels.numel()).view(labels.shape)
+        return Batch(frozen.map(lambda t: t.flatten(0, 1)), index, labels, weights)
+
+    def rows(self, users: Tensor) -> "Batch":
+        """The batch of some of the users, ``[U']`` positions, in that order and with repetitions if asked."""
+        return Batch(self.table, self.index[users], self.labels[users], self.weights[users])
+
+    def columns(self, examples: Tensor) -> "Batch":
+        """The batch of some example positions, the same for all users; weights are made to sum to 1 again."""
+        weights = self.weights[:, examples]
+        total = weights.sum(1, keepdim=True).clamp_min(1e-12)
+        return Batch(self.table, self.index[:, examples], self.labels[:, examples], weights / total)
+
+    @staticmethod
+    def joined(first: "Batch", second: "Batch") -> "Batch":
+        """Both batches' examples for the same users, every example with equal weight."""
+        counts = [(batch.weights > 0).sum(1, keepdim=True) for batch in (first, second)]
+        weights = [b.weights * n / sum(counts) for b, n in zip((first, second), counts, strict=True)]
+        labels, weight = torch.cat([first.labels, second.labels], 1), torch.cat(weights, 1)
+        if first.table is second.table:
+            return Batch(first.table, torch.cat([first.index, second.index], 1), labels, weight)
+        flat = [Batch.of(batch.frozen, batch.labels, batch.weights) for batch in (first, second)]
+        index = torch.cat([flat[0].index, flat[1].index + first.index.numel()], 1)
+        return Batch(Frozen.cat([part.table for part in flat]), index, labels, weight)
+
+
+def run_frozen(pathways: Pathways, items: Items, chunk: int = CHUNK, label: str | None = None) -> Frozen:
+    """The frozen part over all items, ``chunk`` at a time, neighbours in size together; with a progress bar if named."""
+    order = items.order()
+    parts = []
+    with tqdm(total=len(order), desc=label, unit="item", disable=label is None) as bar:
+        for start in range(0, len(order), chunk):
+            some = order[start : start + chunk]
+            parts.append(pathways.frozen(pathways.model.backbone.prepare(items.take(some))))
+            bar.update(len(some))
+    table = Frozen.cat(parts)
+    if order == sorted(order):
+        return table
+    back = torch.tensor(order).argsort()
+    return table.map(lambda t: t[back])
+
+
+def side_by_side(table: Frozen, examples: Sequence[Examples], places: Tensor) -> Batch:
+    """Users' examples, whose places in the table come one user after the other, ``[sum of N]``, padded to one length."""
+    counts = torch.tensor([len(e) for e in examples])
+    present = torch.arange(int(counts.max())) < counts[:, None]
+    labels = torch.cat([e.labels for e in examples])
+    return Batch(table, _padded(places, present), _padded(labels, present), present / counts[:, None])
+
+
+def stack(pathways: Pathways, users: Sequence[User], role: str, chunk: int = CHUNK) -> Batch:
+    """Run the frozen part once over the examples that ``users`` (of a population without items) have in ``role``."""
+    examples: list[Examples] = [getattr(user, role) for user in users]
+    table = run_frozen(pathways, TensorItems(torch.cat([e.inputs for e in examples])), chunk)
+    return side_by_side(table, examples, torch.arange(sum(map(len, examples))))
+
+
+def fresh_support(pathways: Pathways, population: Population, user: User) -> Batch:
+    """One user's support set from raw examples, nothing looked up. Without what cross-fitting would correct."""
+    if population.items is None:
+        return stack(pathways, [user], "support")
+    raw = population.items.take(user.support.inputs.tolist())
+    table = pathways.frozen(pathways.model.backbone.prepare(raw))
+    return side_by_side(table, [user.support], torch.arange(len(user.support)))
+
+
+class Prepared:
+    """A population seen through a frozen model with pathways: every example's frozen part, computed once.
+
+    Args:
+        pathways: along the population model.
+        population: whose users.
+        folder: where pooled features are kept on disk (under a name that tells model and content); None: nowhere.
+
+    A damaged file of features is named and made again, since all that it was made of is at hand.
+    """
+
+    def __init__(self, pathways: Pathways, population: Population, folder: Path | None = None) -> None:
+        self.pathways, self.population, self.folder = pathways, population, folder
+        self._batches: dict[tuple[str, str], Batch] = {}
+        self._table: Frozen | None = None
+
+    def batch(self, split: str, role: str) -> Batch:
+        """All of a split's examples in a role, computed on first use."""
+        if (split, role) not in self._batches:
+            users = getattr(self.population, split)
+            examples = [getattr(user, role) for user in users]
+            if self.population.items is not None:
+                found = side_by_side(self.table, examples, torch.cat([e.inputs for e in examples]))
+            else:
+                items = TensorItems(torch.cat([e.inputs for e in examples]))
+                found = side_by_side(self._features(items, f"{split} {role}"), examples, torch.arange(len(items)))
+            self._batches[split, role] = found
+        return self._batches[split, role]
+
+    @property
+    def table(self) -> Frozen:
+        """The frozen part of all items of a population that has items."""
+        if self._table is None:
+            assert self.population.items is not None
+            self._table = self._with_offset(self._features(self.population.items, "items"))
+        return self._table
+
+    def _features(self, items: Items, what: str) -> Frozen:
+        if not (self.pathways.pooled and self.folder):
+            return run_frozen(self.pathways, items)
+        model = self.pathways.model
+        path = self.folder / f"features-{cache_key(model=model.backbone_fingerprint(), items=items.fingerprint())}"
+        if exists(path):
+            try:
+                return _from_tensors(load_artefact(path, "features")[0])
+            except ArtefactError as error:
+                print(f"{error} They are made again now: model and examples are at hand.")
+        table = run_frozen(self.pathways, items, chunk=256, label=f"frozen features of {self.population.name}, {what}")
+        save_artefact(path, "features", {f"site{p}": site for p, site in enumerate(table.sites)}, {"items": len(items)})
+        return table
+
+    def _with_offset(self, table: Frozen) -> Frozen:
+        """What cross-fitting changes in the logits: those of the classifier that has not seen the item, less the model's."""
+        folds, model = self.population.folds, self.pathways.model
+        if folds is None:
+            return table
+        if model.fold_weight is None or model.fold_bias is None:
+            raise ValueError(f"population {self.population.name!r} is cross-fitted, but the model has no classifiers per fold.")
+        features = table.sites[-1]
+        held_out = torch.einsum("mf,mcf->mc", features, model.fold_weight[folds]) + model.fold_bias[folds]
+        usual = torch.nn.functional.linear(features, model.weight, model.bias)
+        return Frozen(table.sites, table.context, torch.where(folds[:, None] < 0, 0.0, held_out - usual))
+
+
+def _from_tensors(tensors: dict[str, Tensor]) -> Frozen:
+    return Frozen(tuple(tensors[f"site{p}"] for p in range(len(tensors))))
+
+
+def _padded(flat: Tensor, present: Tensor) -> Tensor:
+    out = flat.new_zeros(present.shape)
+    out[present] = flat
+    return out
