@@ -99,6 +99,12 @@ class Pathways(ABC):
         )
 
     @property
+    def outputs(self) -> frozenset[str]:
+        """Keys of the weights through which pathways speak: with all of them zero, every mask is the population model."""
+        parts = ("up", "up_bias", "weight", "bias")
+        return frozenset(key for keys in self.keys.values() for key in keys if key.rpartition(".")[2] in parts)
+
+    @property
     def num_pathways(self) -> int:
         """P."""
         return len(self.names)

@@ -11,9 +11,10 @@ from backbones.pathways import Frozen, Pathways, Weights, population_logits, row
 
 
 class SidePathways(Pathways):
-    """``logits + sum over active p of up_p(gelu(down_p(norm(h_p))))``, the user's head among them as ``h @ dW + db``.
+    """``logits + sum over active p of up_p(gelu(down_p(norm(h_p))))``, the user's head among them as ``norm(h) @ dW + db``.
 
-    ``norm`` takes mean and scale over the pooled channels away, so that one learning rate suits every depth.
+    ``norm`` takes mean and scale over the pooled channels away, so that one learning rate suits every depth; what the head
+    reads has unit length, whatever the backbone's features are.
 
     Source: side networks, Sung et al. 2022 ("LST: Ladder Side-Tuning"), reduced to independent pathways so that any
     subset may be on; the near-zero start of the up-projection is that of the inline adapters.
@@ -67,6 +68,7 @@ class SidePathways(Pathways):
             return rows_of(weights[f"{self.names[p]}.{name}"], users)
 
         if p == self.num_pathways - 1:
+            read = torch.nn.functional.layer_norm(read, read.shape[-1:]) / read.shape[-1] ** 0.5
             return torch.baddbmm(part("bias")[:, None], read, part("weight"))
         inside = torch.nn.functional.gelu(torch.baddbmm(part("down_bias")[:, None], read, part("down")))
         return torch.baddbmm(part("up_bias")[:, None], inside, part("up"))

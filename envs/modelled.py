@@ -67,8 +67,8 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``seed`` (0): of users, backbone and meta-initialisation, as far as these are ours to draw;
     * ``placement`` (``"side"``), ``rank`` (16);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1),
-      ``outer_rate`` (0.001), ``all_on`` (0.2), ``resample`` (True), ``keep`` (``"best"``): see
-      :class:`meta.trainer.MetaConfig`.
+      ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on`` (0.2), ``resample`` (True),
+      ``neutral`` (False), ``keep`` (``"best"``): see :class:`meta.trainer.MetaConfig`.
 
     What the first ``make`` builds is kept in ``$DSA_CACHE`` or ``~/.cache/dynamic-sparse-adapters``. ``info`` holds
     ``user`` and the population's facts about them, and after a step ``accuracy``, ``loss``, ``cost``,
@@ -91,9 +91,12 @@ def modelled(
     meta_users: int = 16,
     inner_steps: int = 3,
     inner_rate: float = 0.1,
+    head_rate: float | None = None,
     outer_rate: float = 1e-3,
+    rate_of_rates: float = 1e-2,
     all_on: float = 0.2,
     resample: bool = True,
+    neutral: bool = False,
     keep: str = "best",
     **more: Any,
 ) -> Scenario:
@@ -111,9 +114,12 @@ def modelled(
         meta_users,
         inner_steps,
         inner_rate,
+        head_rate,
         outer_rate,
+        rate_of_rates,
         all_on,
         resample=resample,
+        neutral=neutral,
         keep=keep,
         seed=seed,
     )

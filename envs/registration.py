@@ -77,9 +77,35 @@ def register_all() -> None:
         pretrain_seed=0,
         augment="handwriting",
         auxiliary="omniglot",
+        meta_steps=150,
+        inner_steps=12,
+        inner_rate=2.0,
+        head_rate=38.0,
+        outer_rate=3e-3,
+        rate_of_rates=0.03,
+        neutral=True,
     )
-    register("dsa/PopquornBert-v0", "popquorn", "minilm", entry_point="envs.popquorn:PopquornBertEnv", miniature=small)
-    register("dsa/JesterBert-v0", "jester", "minilm", entry_point="envs.jester:JesterBertEnv", miniature=small)
+    second_order = {"algorithm": "maml", "inner_steps": 5, "rate_of_rates": 1e-3}
+    register(
+        "dsa/PopquornBert-v0",
+        "popquorn",
+        "minilm",
+        entry_point="envs.popquorn:PopquornBertEnv",
+        miniature=small,
+        meta_steps=200,
+        **second_order,
+    )
+    register(
+        "dsa/JesterBert-v0",
+        "jester",
+        "minilm",
+        entry_point="envs.jester:JesterBertEnv",
+        miniature=small,
+        meta_steps=500,
+        meta_users=64,
+        all_on=0.5,
+        **second_order,
+    )
     _register_plugins()
 
 

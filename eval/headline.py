@@ -29,13 +29,12 @@ Run = dict[str, dict[str, NDArray[np.float64]]]
 """Per method the columns of ``users.csv`` that are numbers, ``[U]`` each."""
 
 
-def finished(root: Path, env: str, seed: int, weight: float, extra: Sequence[str]) -> Path:
+def finished(folder: Path, env: str, seed: int, weight: float, extra: Sequence[str]) -> Path:
     """The folder of one run, trained and evaluated first if it is not yet.
 
     Raises:
         ValueError: if the folder holds a run with other settings.
     """
-    folder = root / f"seed{seed}-cost{weight:g}"
     flags = ["--env", env, "--seed", str(seed), "--cost-weight", str(weight), *extra]
     begun = (folder / "config.json").exists()
     if begun and RunConfig.load(folder) != read_settings(parse(flags)):
@@ -156,13 +155,13 @@ def report(folders: dict[float, list[Path]], command: str) -> str:
     return "\n\n".join([lead, *("\n".join(block) for block in blocks)])
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def write_between_markers(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers. Raises ``ValueError`` if the file lacks them."""
     page = path.read_text()
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{path} has no lines {BEGIN} and {END} to write the table between.")
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    write_atomically(path, f"{head}{BEGIN}\n{text}\n{END}{tail}".encode())
+    if begin not in page or end not in page:
+        raise ValueError(f"{path} has no lines {begin} and {end} to write the table between.")
+    head, tail = page.split(begin)[0], page.split(end)[1]
+    write_atomically(path, f"{head}{begin}\n{text}\n{end}{tail}".encode())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -175,7 +174,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="page with markers to write the table into (default: print only)")
     args, extra = parser.parse_known_args(arguments)
     folders = {
-        weight: [finished(args.runs, args.env, seed, weight, extra) for seed in range(args.seeds)]
+        weight: [
+            finished(args.runs / f"seed{seed}-cost{weight:g}", args.env, seed, weight, extra) for seed in range(args.seeds)
+        ]
         for weight in args.cost_weights
     }
     given = sys.argv[1:] if arguments is None else arguments

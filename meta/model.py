@@ -127,24 +127,32 @@ class _Counts:
     def fit(self, strength: float) -> LogisticRegression:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # under the weakest penalties; held-out losses judge them
-            return LogisticRegression(C=strength, max_iter=1000).fit(self.features, self.labels, self.counts)
+            return LogisticRegression(C=strength, max_iter=300).fit(self.features, self.labels, self.counts)
+
+    def loss(self, fitted: LogisticRegression) -> float:
+        truth = np.searchsorted(fitted.classes_, self.labels)
+        probability = fitted.predict_proba(self.features)[np.arange(len(truth)), truth]
+        return float(-(np.log(probability.clip(1e-9)) * self.counts).sum())
 
 
 def _strength(features: Tensor, places: Tensor, labels: Tensor, parts: Tensor) -> float:
-    """The penalty with the least log loss on the parts ``[N]`` that were left out of the fit, each in turn."""
-    losses = np.zeros(len(STRENGTHS))
+    """The penalty with the least log loss on the parts ``[N]`` that were left out of the fit, each in turn.
+
+    Penalties are weakened until that loss rises: the weakest take longest to fit.
+    """
+    folds = []
     for part in range(int(parts.max()) + 1):
-        fit, held = ((parts == part).logical_not().nonzero()[:, 0], (parts == part).nonzero()[:, 0])
+        fit, held = (parts != part).nonzero()[:, 0], (parts == part).nonzero()[:, 0]
         if not len(held) or len(labels[fit].unique()) < len(labels.unique()):
             return STRENGTHS[0]  # too few examples to choose by: the strongest penalty
-        counted, truth = _Counts.of(features, places, labels, fit), labels[held].numpy()
-        for n, strength in enumerate(STRENGTHS):
-            fitted = counted.fit(strength)
-            probability = fitted.predict_proba(features[held].numpy())[
-                np.arange(len(held)), np.searchsorted(fitted.classes_, truth)
-            ]
-            losses[n] -= np.log(probability.clip(1e-9)).sum()
-    return STRENGTHS[int(losses.argmin())]
+        folds.append((_Counts.of(features, places, labels, fit), _Counts.of(features, places, labels, held)))
+    best, least = STRENGTHS[0], np.inf
+    for strength in STRENGTHS:
+        loss = sum(held.loss(fit.fit(strength)) for fit, held in folds)
+        if loss >= least:
+            break
+        best, least = strength, loss
+    return best
 
 
 def _classifier(counted: _Counts, classes: int, strength: float) -> tuple[Tensor, Tensor]:

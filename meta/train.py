@@ -35,6 +35,7 @@ SETTINGS = (
     "all_on",
     "random_start",
     "resample",
+    "neutral",
     "keep",
     "seed",
 )
@@ -57,6 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--all-on", type=float, default=defaults.all_on, help="share of users trained with everything on")
     parser.add_argument("--random-start", action="store_true", help="learn the inner rates alone")
     parser.add_argument("--resample", action="store_true", help="deal support and query examples anew in every step")
+    parser.add_argument("--neutral", action="store_true", help="keep the start's outputs at zero: for few train users")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone and initialisation (default: 0)")

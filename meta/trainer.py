@@ -33,12 +33,16 @@ class MetaConfig:
         users: users per outer step.
         inner_steps: K, gradient steps of a user.
         inner_rate: where the inner learning rates start.
-        outer_rate: Adam's learning rate, decayed to zero along a cosine.
+        head_rate: where the head's starts; None: at ``inner_rate`` as well.
+        outer_rate: Adam's learning rate for the weights, decayed to zero along a cosine.
+        rate_of_rates: the same for the inner rates' logarithms; they are few, and are not learned by heart.
         all_on: share of users that are trained with every pathway on; the others draw masks of random density.
         random_start: learn the inner rates alone and leave the weights at their random start, as a rival that was
             tuned with the same budget.
         resample: deal each user's support and query examples anew in every step, class by class, so that a class keeps
             its number of support examples: many more tasks from few users.
+        neutral: leave the pathways' outputs at zero in the shared start, so that every mask begins as the population model
+            and only what pathways read and the rates are learned; few train users cannot be learned by heart then.
         keep: ``last``, or ``best``: the state, among those after every 100 steps and the start, with the least query loss of
             val users under a fixed mixture of masks. Few train users are soon known by heart.
         seed: everything random follows from it and the step number.
@@ -49,10 +53,13 @@ class MetaConfig:
     users: int = 16
     inner_steps: int = 3
     inner_rate: float = 0.1
+    head_rate: float | None = None
     outer_rate: float = 1e-2
+    rate_of_rates: float = 1e-2
     all_on: float = 0.2
     random_start: bool = False
     resample: bool = False
+    neutral: bool = False
     keep: str = "last"
     seed: int = 0
 
@@ -61,10 +68,12 @@ class MetaConfig:
         for name in ("steps", "users", "inner_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not (self.inner_rate > 0 and self.outer_rate > 0 and 0 <= self.all_on <= 1):
+        if self.head_rate is not None and not self.head_rate > 0:
+            raise ValueError(f"head_rate must be above 0, got {self.head_rate}.")
+        if not (self.inner_rate > 0 and self.outer_rate > 0 and self.rate_of_rates > 0 and 0 <= self.all_on <= 1):
             raise ValueError(
                 f"rates must be above 0 and all_on between 0 and 1, got inner_rate={self.inner_rate}, "
-                f"outer_rate={self.outer_rate}, all_on={self.all_on}."
+                f"outer_rate={self.outer_rate}, rate_of_rates={self.rate_of_rates}, all_on={self.all_on}."
             )
         if self.keep not in KEEP:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {self.keep!r}.")
@@ -100,9 +109,14 @@ class MetaTrainer:
         self.step = 0
         self.weights = {k: w.requires_grad_() for k, w in pathways.start(config.seed).items()}
         rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
+        rates[:, -1] = config.inner_rate if config.head_rate is None else config.head_rate
         self.log_rates = rates.log().requires_grad_()
-        learned = [] if config.random_start else list(self.weights.values())
-        self.optimiser = torch.optim.Adam([*learned, self.log_rates], lr=config.outer_rate)
+        silent = pathways.outputs if config.neutral else frozenset()
+        for key in silent:
+            self.weights[key].data.zero_()
+        learned = [] if config.random_start else [w for k, w in self.weights.items() if k not in silent]
+        groups = [{"params": learned, "peak": config.outer_rate}, {"params": [self.log_rates], "peak": config.rate_of_rates}]
+        self.optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=config.outer_rate)
 
     def init(self) -> MetaInit:
         """The meta-initialisation as it stands, differentiable with respect to what is learned."""
@@ -159,7 +173,7 @@ class MetaTrainer:
         gates = sample_masks(len(users), self.pathways.num_pathways, draw, config.all_on)
         for group in self.optimiser.param_groups:
             progress = torch.tensor(torch.pi * self.step / config.steps)
-            group["lr"] = config.outer_rate * float(1 + progress.cos()) / 2
+            group["lr"] = group["peak"] * float(1 + progress.cos()) / 2
         outer = ALGORITHMS.get(config.algorithm)
         support, query = self.support.rows(users), self.query.rows(users)
         if config.resample:
