@@ -4,6 +4,7 @@ Shapes: B observations, P pathways, S statistics, E width of the user embedding.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -67,6 +68,18 @@ class PathwayScorer(nn.Module):
         return self.value(features.unflatten(1, (self.pathways, -1))[:, 0, self.own :])
 
 
+class Departure(nn.Module):
+    """Adds learned logits ``[P]``, the same for every user."""
+
+    def __init__(self, start: Sequence[float]) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.tensor(start))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """``[B, P]``."""
+        return logits + self.start
+
+
 class GatingPolicy(MultiInputActorCriticPolicy):
     """The shared scorer as an actor-critic policy for Stable-Baselines3.
 
@@ -78,10 +91,18 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         hidden: width of the hidden layers.
         initial_logit: where every pathway's logit starts; below zero, training starts with few pathways on, and those
             that make no difference stay off.
+        start: ``[P]`` logits to which the scorer's are added, learned along: a mask to depart from; None for none.
     """
 
-    def __init__(self, *args: Any, hidden: int = 128, initial_logit: float = 0.0, **kwargs: Any) -> None:
-        self.hidden, self.initial_logit = hidden, initial_logit
+    def __init__(
+        self,
+        *args: Any,
+        hidden: int = 128,
+        initial_logit: float = 0.0,
+        start: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.hidden, self.initial_logit, self.start = hidden, initial_logit, start
         super().__init__(*args, **{**kwargs, "features_extractor_class": PathwayFeatures})
 
     def _build_mlp_extractor(self) -> None:
@@ -92,7 +113,8 @@ class GatingPolicy(MultiInputActorCriticPolicy):
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
-        self.action_net = nn.Identity()  # the scorer's output already is one logit per pathway
+        # The scorer's output already is one logit per pathway.
+        self.action_net = nn.Identity() if self.start is None else Departure(self.start)  # type: ignore[assignment]
         assert isinstance(self.mlp_extractor, PathwayScorer)
         last = self.mlp_extractor.score[-1]
         assert isinstance(last, nn.Linear)

@@ -32,7 +32,7 @@ PPO_SETTINGS = frozenset(
         "normalize_advantage",
     )
 )
-OTHER_SETTINGS = frozenset({"average", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
+OTHER_SETTINGS = frozenset({"average", "warm_start", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class RunConfig:
         total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
         n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
         average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
+        warm_start: begin as the best static mask of train users (``GatingPolicy`` only). With few train users everything
+            else is noise to be learned by heart, and what val users keep is never worse for them than that mask.
         tensorboard_log: where the curves go, into a folder named like the run's; None for ``tensorboard`` in the run's.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
@@ -57,6 +59,7 @@ class RunConfig:
     average: float
     policy: str
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    warm_start: bool = False
     tensorboard_log: str | None = None
     ppo: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +67,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
+        if self.warm_start and self.policy != "GatingPolicy":
+            raise ValueError(f"warm_start needs the policy GatingPolicy, not {self.policy!r}.")
         for name in ("total_timesteps", "eval_freq", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

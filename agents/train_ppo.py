@@ -19,12 +19,17 @@ from agents.callbacks import BestOnVal, Curves, stop_between_rollouts
 from agents.checkpoint import restore_checkpoint
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.policies import POLICIES
+from agents.rivals import best_static
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import ArtefactError, exists
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from envs.sb3 import PathwaySelectionVecEnv
 from meta.arguments import add_flags, given, parse_pairs
+
+
+WARM = 1.5
+"""Logits of a warm start: every bit of the best static mask with a probability of .82."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -122,10 +127,13 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     start = time.perf_counter()
     env = PathwaySelectionVecEnv(scenario, config.n_envs, "train", config.cost_weight, config.rounds)
     env.seed(config.seed)
-    policy = POLICIES[config.policy]
-    model = PPO(policy, VecMonitor(env), policy_kwargs=config.policy_kwargs, seed=config.seed, device=args.device, **config.ppo)
+    policy, kwargs = POLICIES[config.policy], dict(config.policy_kwargs)
+    if config.warm_start:
+        static = best_static(scenario, config.cost_weight, config.seed)
+        kwargs["start"] = [WARM if on else -WARM for on in static]
+    model = PPO(policy, VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=args.device, **config.ppo)
     model.set_logger(configure(str(config.events(folder)), ["tensorboard"]))
-    meta = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, "pathways": list(scenario.pathways)}
+    meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}
     meta["scenario"] = scenario.fingerprint
     average = deepcopy(model.policy)
     best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)
