@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
@@ -70,6 +71,8 @@ class BestOnVal(BaseCallback):
         every: timesteps between two evaluations.
         folder: gets ``policy`` (the best one) and ``checkpoint`` (the latest).
         meta: what :func:`agents.checkpoint.save_policy` needs.
+        margin: a later policy is kept only if it is better by more than so many standard errors of the paired difference
+            (the one-standard-error rule of Breiman et al. 1984 with 1): among many looks at few val users the best is luck.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class BestOnVal(BaseCallback):
         every: int,
         folder: Path,
         meta: dict[str, Any],
+        margin: float = 0.0,
     ) -> None:
         super().__init__()
         self.scenario, self.core, self.cost_weight = scenario, core, cost_weight
         self.every, self.folder, self.meta = every, folder, meta
         self.average, self.decay = average, decay
-        self.best = -np.inf
+        self.margin = margin
+        self.best: NDArray[np.float64] | None = None
         self.next_at = self.averaged_at = 0
         self.stop_asked = False
 
@@ -115,9 +120,21 @@ class BestOnVal(BaseCallback):
                 for mean, latest in zip(self.average.parameters(), self.model.policy.parameters(), strict=True):
                     mean.lerp_(latest, 1 - self.decay)
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the networks."""
-        return {"best": self.best, "next_at": self.next_at, "averaged_at": self.averaged_at}
+        best = None if self.best is None else self.best.tolist()
+        return {"best": best, "next_at": self.next_at, "averaged_at": self.averaged_at}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a :meth:`state`."""
+        self.best = None if state["best"] is None else np.array(state["best"])
+        self.next_at, self.averaged_at = state["next_at"], state["averaged_at"]
+
+    def _is_better(self, rewards: NDArray[np.float64]) -> bool:
+        if self.best is None:
+            return True
+        gain = rewards - self.best
+        return bool(gain.mean() > self.margin * gain.std() / len(gain) ** 0.5)
 
     def evaluate_and_save(self) -> None:
         """Log the val users' figures; keep the policy if it is the best yet; write a checkpoint."""
@@ -142,9 +159,10 @@ class BestOnVal(BaseCallback):
         image = gates_as_image(len(self.scenario.pathways), shown, height=len(shown))
         self.logger.record("gates", Image(image, "HWC"), exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(self.num_timesteps)
-        if rewards.mean() > self.best:
-            self.best = float(rewards.mean())
-            save_policy(self.folder / "policy", self.average, {**self.meta, "val_reward": self.best, "at": self.num_timesteps})
+        if self._is_better(rewards):
+            self.best = rewards
+            facts = {"val_reward": float(rewards.mean()), "at": self.num_timesteps}
+            save_policy(self.folder / "policy", self.average, {**self.meta, **facts})
         save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())
         self.scenario.save()
 

@@ -44,8 +44,8 @@ class RunConfig:
         total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
         n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
         average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
-        warm_start: begin as the best static mask of train users (``GatingPolicy`` only). With few train users everything
-            else is noise to be learned by heart, and what val users keep is never worse for them than that mask.
+        warm_start: begin as the best static mask of train users (``GatingPolicy`` only), and keep what is better by more
+            than one standard error on val users. With few train users much of the reward is noise to be learned by heart.
         tensorboard_log: where the curves go, into a folder named like the run's; None for ``tensorboard`` in the run's.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """

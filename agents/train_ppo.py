@@ -27,7 +27,6 @@ from backbones.threads import usable_cores
 from envs.sb3 import PathwaySelectionVecEnv
 from meta.arguments import add_flags, given, parse_pairs
 
-
 WARM = 1.5
 """Logits of a warm start: every bit of the best static mask with a probability of .82."""
 
@@ -136,10 +135,10 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}
     meta["scenario"] = scenario.fingerprint
     average = deepcopy(model.policy)
-    best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta)
+    margin = 1.0 if config.warm_start else 0.0  # depart from the best static mask for a reason only
+    best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta, margin)
     if exists(folder / "checkpoint"):
-        extra = restore_checkpoint(folder / "checkpoint", model, average, env.core)
-        best.best, best.next_at, best.averaged_at = extra["best"], extra["next_at"], extra["averaged_at"]
+        best.restore(restore_checkpoint(folder / "checkpoint", model, average, env.core))
     left = config.total_timesteps - model.num_timesteps
     if left > 0:
         with stop_between_rollouts(best):

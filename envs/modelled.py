@@ -1,7 +1,7 @@
 """Any population and any backbone as a pathway-selection environment: ``dsa/Personal-v0``, and what the others are made of."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from meta.prepare import folder_of, further_arguments, prepared
 from meta.trainer import MetaConfig, meta_initialisation
 from users.base import SPLITS
 from users.batch import fresh_support
-from users.embedding import UserEmbedder
+from users.embedding import DEFAULT, UserEmbedder
 
 
 class PersonalEnv(PathwaySelectionEnv):
@@ -68,7 +68,8 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``placement`` (``"side"``), ``rank`` (16);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1),
       ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on`` (0.2), ``resample`` (True),
-      ``neutral`` (False), ``keep`` (``"best"``): see :class:`meta.trainer.MetaConfig`.
+      ``neutral`` (False), ``keep`` (``"best"``): see :class:`meta.trainer.MetaConfig`;
+    * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`.
 
     What the first ``make`` builds is kept in ``$DSA_CACHE`` or ``~/.cache/dynamic-sparse-adapters``. ``info`` holds
     ``user`` and the population's facts about them, and after a step ``accuracy``, ``loss``, ``cost``,
@@ -98,6 +99,7 @@ def modelled(
     resample: bool = True,
     neutral: bool = False,
     keep: str = "best",
+    embedding: Sequence[str] = DEFAULT,
     **more: Any,
 ) -> Scenario:
     """The scenario of :class:`PersonalEnv`, its artefacts made or loaded; ``more`` goes to population and backbone.
@@ -127,14 +129,19 @@ def modelled(
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
     model, who = data.pathways.model.fingerprint(), data.population.fingerprint()
     key = cache_key(init=hash_tensors(init.tensors()), users=who, model=model)
-    return modelled_scenario(f"{users}-{backbone}", LiveOracle(data, init), key, folder, seconds)
+    return modelled_scenario(f"{users}-{backbone}", LiveOracle(data, init), key, folder, seconds, embedding)
 
 
 modelled.further_arguments = further_arguments  # type: ignore[attr-defined]
 
 
 def modelled_scenario(
-    name: str, live: LiveOracle, fingerprint: str, folder: Path | None, seconds: Mapping[str, float]
+    name: str,
+    live: LiveOracle,
+    fingerprint: str,
+    folder: Path | None,
+    seconds: Mapping[str, float],
+    embedding: Sequence[str] = DEFAULT,
 ) -> Scenario:
     """A scenario over a real model.
 
@@ -144,10 +151,11 @@ def modelled_scenario(
         fingerprint: a hash of users, model and initialisation: of all that determines observations and answers.
         folder: where the oracle's answers are kept on disk; None keeps them in memory.
         seconds: what its parts took to make.
+        embedding: parts of the user embedding, names from :data:`users.embedding.PARTS`.
     """
     population, pathways = live.population, live.pathways
     supports = [live.batch(split, "support") for split in SPLITS]
-    embedder = UserEmbedder.fit(pathways.model, supports[0])
+    embedder = UserEmbedder.fit(pathways.model, supports[0], embedding)
     statistics = PathwayStatistics.fit(pathways, live.init, supports[0])
     raw = Raw.cat([statistics.raw(support) for support in supports])
     splits = {split: np.array(population.indices(split)) for split in SPLITS}
@@ -180,7 +188,7 @@ def modelled_scenario(
             "gradient_norm": raw.gradient_norm.double().numpy(),
             "relative_gradient": raw.relative_gradient.double().numpy(),
         },
-        fingerprint=fingerprint,
+        fingerprint=fingerprint if tuple(embedding) == DEFAULT else f"{fingerprint}-{'-'.join(embedding)}",
         seconds=seconds,
         save=cached.save,
         data=live.data,

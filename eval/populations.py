@@ -63,7 +63,7 @@ ROWS = {
         "intercept",
         ("--env-kwargs", "protocol:new_annotators"),
     ),
-    "jester": Row("jester, 20 ratings", "dsa/JesterBert-v0", 0.02, 0, "item_covariance"),
+    "jester": Row("jester, 20 ratings", "dsa/JesterBert-v0", 0.01, 0, "item_covariance"),
 }
 
 
