@@ -213,25 +213,35 @@ def group_table(scenario: Scenario, found: Mapping[str, Result], split: str = "t
 
 
 def leakage(scenario: Scenario) -> dict[str, dict[str, float]]:
-    """Validation accuracy of ``all_off`` and ``all_on`` by split: far apart, something was fitted on what is rewarded."""
+    """Validation accuracy of ``all_off`` and ``all_on`` by split, and the standard error of the difference.
+
+    Train users far above val users: something was fitted on what is rewarded.
+    """
     out: dict[str, dict[str, float]] = {}
     for name, bit in (("all_off", False), ("all_on", True)):
-        out[name] = {}
+        out[name], variance = {}, 0.0
         for split in ("train", "val"):
             users = scenario.users(split)
             masks = np.full((len(users), len(scenario.pathways)), bit)
-            out[name][split] = float(scenario.oracle.evaluate(users, masks).accuracy.mean())
+            accuracy = scenario.oracle.evaluate(users, masks).accuracy
+            out[name][split] = float(accuracy.mean())
+            variance += float(accuracy.var()) / len(users)
+        out[name]["standard_error"] = variance**0.5
     return out
 
 
 def leakage_lines(found: Mapping[str, Mapping[str, float]]) -> str:
-    """A sentence per mask; ``all_off`` more than three points apart is called a defect."""
+    """A sentence per mask; ``all_off`` of train users more than three points above is called a defect, or chance."""
     lines = [
         f"{name} on validation examples: {by['train']:.3f} of train users, {by['val']:.3f} of val users"
         for name, by in found.items()
     ]
-    if found["all_off"]["train"] - found["all_off"]["val"] > 0.03:
+    off = found["all_off"]
+    apart = off["train"] - off["val"]
+    if apart > 0.03 and apart > 2 * off["standard_error"]:
         lines.append("DEFECT: more than three points apart: the population model was fitted on what is rewarded")
+    elif abs(apart) > 0.03:
+        lines.append(f"{apart:+.3f} apart, with a standard error of {off['standard_error']:.3f}: too few users to tell why")
     return "\n".join(lines)
 
 

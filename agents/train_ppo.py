@@ -25,7 +25,7 @@ from backbones.artefacts import ArtefactError, exists
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from envs.sb3 import PathwaySelectionVecEnv
-from meta.arguments import add_flags, given, parse_pairs
+from meta.arguments import add_flags, given, parse_pairs, show_log
 
 WARM = 1.5
 """Logits of a warm start: every bit of the best static mask with a probability of .82."""
@@ -69,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, then evaluate on test users."""
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
+    show_log()
     try:
         if args.resume:
             folder, config = args.resume, RunConfig.load(args.resume)

@@ -60,6 +60,7 @@ class Backbone(nn.Module, ABC):
         channel_axis: where the channels of ``hidden.tensor`` are: 1 for feature maps, -1 for tokens.
         feature_width: F, the width of :meth:`readout`.
         reference_shape: shape of the one example at which FLOPs are counted.
+        truncated: how many items :meth:`prepare` has cut off so far because they were too long.
     """
 
     blocks: nn.ModuleList
@@ -67,6 +68,7 @@ class Backbone(nn.Module, ABC):
     channel_axis: int
     feature_width: int
     reference_shape: tuple[int, ...]
+    truncated: int = 0
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Hidden:

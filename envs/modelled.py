@@ -193,5 +193,5 @@ def modelled_scenario(
         save=cached.save,
         data=live.data,
         personalise=personalise,
-        notes=population.notes,
+        notes=live.data.remarks,
     )

@@ -40,7 +40,7 @@ class Scenario:
         save: writes what should outlive the process (answers of the oracle).
         data: the users seen through the model, for rivals that choose no mask; None in problems without examples.
         personalise: from one user's raw support examples to adapted weights, everything computed afresh; for timing.
-        notes: what the reader should know about the population (users left out, texts cut off).
+        notes: what the reader should know about the examples (texts cut off).
     """
 
     name: str

@@ -1,6 +1,8 @@
 """Command-line flags that every program with users and a backbone understands."""
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, as arguments of an environment."""
     found = {name: getattr(args, name) for name in FLAGS}
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items() if value is not None}
+
+
+def show_log() -> None:
+    """Print what the library has to say: who is in a population, what its features will take."""
+    log = logging.getLogger("dsa")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
 
 
 def parse_pairs(pairs: list[str], flag: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From names to a population seen through a model with pathways: where every experiment begins."""
 
+import logging
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -11,6 +12,9 @@ from meta.model import further_arguments as of_backbone
 from meta.model import population_model
 from users import population_factory
 from users.batch import Prepared
+from users.describe import describe
+
+LOG = logging.getLogger("dsa")
 
 
 def folder_of(users: str, backbone: str) -> Path:
@@ -42,6 +46,7 @@ def prepared(
             raise ValueError(f"population {users!r} needs `{name}`; pass --{name.replace('_', '-')} ({name}=...).")
     of_users, of_model = {*signature(factory).parameters}, of_backbone(backbone)
     population = factory(seed=seed, **{k: v for k, v in more.items() if k in of_users})
+    LOG.info("%s", describe(population))
     model = population_model(backbone, population, folder, seed, **{k: v for k, v in more.items() if k in of_model})
     return Prepared(make_pathways(placement, model, rank), population, folder)
 

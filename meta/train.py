@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
-from meta.arguments import add_flags, given, parse_pairs
+from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS
@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train and report."""
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
+    show_log()
     try:
         config = MetaConfig(users=args.users_per_step, **{name: getattr(args, name) for name in SETTINGS})
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}

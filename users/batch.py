@@ -3,6 +3,8 @@
 Shapes: U users, N examples per user, M examples in the table, C classes.
 """
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +17,10 @@ from tqdm.auto import tqdm
 from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, save_artefact
 from backbones.pathways import Frozen, Pathways
 from users.base import Examples, Population, User
+from users.describe import cost_estimate
 from users.items import Items, TensorItems
 
+LOG = logging.getLogger("dsa")
 CHUNK = 2048
 """Examples that go through the frozen model together."""
 
@@ -140,6 +144,9 @@ class Prepared:
         population: whose users.
         folder: where pooled features are kept on disk (under a name that tells model and content); None: nowhere.
 
+    Attributes:
+        remarks: what the reader should know about the features (texts cut off); complete once they are computed.
+
     A damaged file of features is named and made again, since all that it was made of is at hand.
     """
 
@@ -147,6 +154,7 @@ class Prepared:
         self.pathways, self.population, self.folder = pathways, population, folder
         self._batches: dict[tuple[str, str], Batch] = {}
         self._table: Frozen | None = None
+        self.remarks: tuple[str, ...] = ()
 
     def batch(self, split: str, role: str) -> Batch:
         """All of a split's examples in a role, computed on first use."""
@@ -170,18 +178,41 @@ class Prepared:
         return self._table
 
     def _features(self, items: Items, what: str) -> Frozen:
+        backbone, before = self.pathways.model.backbone, self.pathways.model.backbone.truncated
         if not (self.pathways.pooled and self.folder):
-            return run_frozen(self.pathways, items)
-        model = self.pathways.model
-        path = self.folder / f"features-{cache_key(model=model.backbone_fingerprint(), items=items.fingerprint())}"
+            table = run_frozen(self.pathways, items)
+            self._remark(backbone.truncated - before, what)
+            return table
+        key = cache_key(model=self.pathways.model.backbone_fingerprint(), items=items.fingerprint())
+        path = self.folder / f"features-{key}"
         if exists(path):
             try:
-                return _from_tensors(load_artefact(path, "features")[0])
+                tensors, facts = load_artefact(path, "features")
+                self._remark(facts["truncated"], what)
+                return _from_tensors(tensors)
             except ArtefactError as error:
-                print(f"{error} They are made again now: model and examples are at hand.")
+                LOG.warning("%s They are made again now: model and examples are at hand.", error)
+        self._announce(items)
+        before = backbone.truncated
         table = run_frozen(self.pathways, items, chunk=256, label=f"frozen features of {self.population.name}, {what}")
-        save_artefact(path, "features", {f"site{p}": site for p, site in enumerate(table.sites)}, {"items": len(items)})
+        facts = {"items": len(items), "truncated": backbone.truncated - before}
+        save_artefact(path, "features", {f"site{p}": site for p, site in enumerate(table.sites)}, facts)
+        self._remark(facts["truncated"], what)
         return table
+
+    def _announce(self, items: Items) -> None:
+        """Say what the features will take, by the speed of a few items of middle size."""
+        order = items.order()
+        probe = order[len(order) // 2 :][:32]
+        start = time.perf_counter()
+        self.pathways.frozen(self.pathways.model.backbone.prepare(items.take(probe)))
+        speed = len(probe) / (time.perf_counter() - start)
+        LOG.info("%s", cost_estimate(len(items), sum(self.pathways.widths), speed))
+
+    def _remark(self, truncated: int, what: str) -> None:
+        if truncated:
+            line = f"{truncated:,} {what} were longer than the model reads and were cut off"
+            self.remarks = (*self.remarks, line)
 
     def _with_offset(self, table: Frozen) -> Frozen:
         """What cross-fitting changes in the logits: those of the classifier that has not seen the item, less the model's."""
