@@ -427,22 +427,23 @@ def test_features_depend_on_the_backbone_and_not_on_the_classifier(side, model, 
 
 @pytest.mark.parametrize("file", ["*.json", "*.safetensors"])
 @pytest.mark.parametrize("damage", ["altered", "truncated"])
-def test_a_damaged_file_of_features_is_named_and_made_again(side, calls, tmp_path, capsys, file, damage):
+def test_a_damaged_file_of_features_is_named_and_made_again(side, calls, tmp_path, caplog, file, damage):
     first = Prepared(side, toy(), tmp_path).batch("train", "query")
     (path,) = tmp_path.glob(file)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data) if damage == "altered" else bytes(data[: len(data) // 2]))
     calls.clear()
-    capsys.readouterr()
+    caplog.clear()
     again = Prepared(side, toy(), tmp_path).batch("train", "query")
     assert sum(calls) == COUNT
-    said = capsys.readouterr().out
+    said = caplog.text
     assert str(path) in said and "made again" in said
     assert all(torch.equal(a, b) for a, b in zip(first.frozen.sites, again.frozen.sites, strict=True))
     calls.clear()
+    caplog.clear()
     Prepared(side, toy(), tmp_path).batch("train", "query")
-    assert not calls and not capsys.readouterr().out  # mended
+    assert not calls and not caplog.text  # mended
 
 
 def test_hidden_states_that_are_not_pooled_are_not_kept_on_disk(pathways, tmp_path):
@@ -568,7 +569,8 @@ def side_by_hand(pathways, image, weights, gates):
         if not gates[p]:
             continue
         if name == "head":
-            delta = features @ weights["head.weight"] + weights["head.bias"]
+            unit = torch.nn.functional.layer_norm(features, features.shape[-1:]) / features.shape[-1] ** 0.5
+            delta = unit @ weights["head.weight"] + weights["head.bias"]
         else:
             inside = torch.nn.functional.gelu(reads[p] @ weights[f"{name}.down"] + weights[f"{name}.down_bias"])
             delta = inside @ weights[f"{name}.up"] + weights[f"{name}.up_bias"]

@@ -23,6 +23,8 @@ from users.items import Items, TensorItems
 LOG = logging.getLogger("dsa")
 CHUNK = 2048
 """Examples that go through the frozen model together."""
+MANY = 500
+"""Items from which on it is said beforehand what their features will take."""
 
 
 class _Gathered(Sequence[Tensor]):
@@ -201,7 +203,9 @@ class Prepared:
         return table
 
     def _announce(self, items: Items) -> None:
-        """Say what the features will take, by the speed of a few items of middle size."""
+        """Say what the features of many items will take, by the speed of a few of middle size."""
+        if len(items) < MANY:
+            return
         order = items.order()
         probe = order[len(order) // 2 :][:32]
         start = time.perf_counter()
