@@ -31,14 +31,17 @@ def popquorn(
     fold: int = 0,
     fit_share: float = 0.4,
 ) -> Population:
-    """Annotators as users: 20 judgements are support, 10 validation, the rest query.
+    """Annotators as users: 20 judgements are support, 10 validation (at most, where folds decide), the rest query.
 
     * ``new_annotators``: train, val and test annotators, of ``users.csv`` where there is one, have comments in common; a
       share of the train annotators fits the population model and is personalised no more.
     * ``new_annotators_and_comments``: five folds over all annotators and over all comments. The annotators of ``fold`` are
       test users; what is asked of them are the comments of ``fold`` alone, whose judgements are removed from everything
-      else: fitting, meta-learning, policy, supports. The annotators of the next fold are val users. The population model
-      is fitted on all train users' judgements and cross-fitted over comments, so that every comment is new to it.
+      else: fitting, meta-learning, policy, supports. The annotators of the next fold are val users. What train users are
+      rewarded on and what val users are asked (validation and query) are the comments of the next fold, which no support
+      and no query of a train user holds: choices are made on comments as new to the meta-initialisation as the test's.
+      The population model is fitted on all train users' judgements and cross-fitted over comments, so that every comment
+      is new to it.
 
     Args:
         data_root: folder that holds ``popquorn_offensiveness/`` with ``items.csv.gz``, ``labels.csv.gz`` and
@@ -114,20 +117,22 @@ def _new_comments(source: _Source, seed: int, fold: int) -> Population:
     judged, rows = source.judged, source.judged.rows()
     annotators, comments = _folds(rows, "annotator"), _folds(judged.keys, "comment")
     of_item = [comments[key] for key in judged.keys]
+    following = (fold + 1) % FOLDS
     fitting, users = [], {}
     for name in sorted_ids(rows):
-        known = [row for row in rows[name] if of_item[judged.items[row]] != fold]
+        order = judged.in_order(rows[name], "roles", seed, name)
+        asked, unseen = ([row for row in order if of_item[judged.items[row]] == of] for of in (fold, following))
+        known = [row for row in order if row not in {*asked, *unseen}]
         if annotators[name] == fold:
-            order = judged.in_order(known, "roles", seed, name)
-            query = [row for row in rows[name] if of_item[judged.items[row]] == fold]
-            whole = len(order) >= SUPPORT + VALIDATION and query
-            roles = order[:SUPPORT], order[SUPPORT : SUPPORT + VALIDATION], query
-            users[name] = ("test", judged.with_roles(name, roles) if whole else None)
+            split, known = "test", [row for row in order if row not in set(asked)]
+            roles = known[:SUPPORT], known[SUPPORT : SUPPORT + VALIDATION], asked
+        elif annotators[name] == following:
+            split, roles = "val", (known[:SUPPORT], known[SUPPORT : SUPPORT + VALIDATION], unseen)
         else:
-            split = "val" if annotators[name] == (fold + 1) % FOLDS else "train"
-            users[name] = (split, judged.user(name, known, seed, SUPPORT, VALIDATION))
-            fitting += known if split == "train" else []
-    crossed = torch.tensor([-1 if of == fold else (of - fold - 1) % FOLDS for of in of_item])
+            split, roles = "train", (known[:SUPPORT], unseen[:VALIDATION], known[SUPPORT:])
+            fitting += known + unseen
+        users[name] = (split, judged.with_roles(name, roles) if all(roles) else None)
+    crossed = torch.tensor([-1 if of == fold else (of - following) % FOLDS for of in of_item])
     return _population(source, users, fitting, crossed, seed)
 
 

@@ -1,0 +1,272 @@
+"""Rivals that choose no mask: a constant per user, and the items' covariance."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from agents.simple import NOISES, PENALTIES, _conditioned, _with_intercept, intercept, item_covariance, simple_rivals
+from backbones.base import PopulationModel
+from backbones.pathways import make_pathways, population_logits
+from backbones.resnet import small_resnet
+from users.base import SPLITS, Examples, Population, User
+from users.batch import Prepared
+from users.items import TensorItems
+
+ITEMS = 20
+
+
+def flat_model(classes=2, slope=0.0):
+    """A model whose logits are zero, or (with a slope) follow from the image."""
+    torch.manual_seed(0)
+    backbone = small_resnet(classes, image_size=4, widths=(4,), depth=1).backbone
+    weight = slope * torch.randn(classes, backbone.feature_width)
+    return PopulationModel(backbone, weight, torch.zeros(classes))
+
+
+def population(label, users=(30, 12, 16), classes=2, sizes=(6, 3, 8), seed=0):
+    """Users whose labels are ``label(rng, user, items)``; ragged: every third has one support example less."""
+    rng = np.random.default_rng(seed)
+
+    def user(name, number):
+        known, checked, asked = sizes
+        places = rng.permutation(ITEMS)[: sum(sizes)]
+        labels = np.asarray(label(rng, number, places))
+        cuts = np.split(np.arange(sum(sizes)), [known, known + checked])
+        cuts[0] = cuts[0][: known - (number % 3 == 0)]
+        return User(name, *(Examples(torch.from_numpy(places[c]), torch.from_numpy(labels[c])) for c in cuts))
+
+    split = {s: tuple(user(f"{s}{n}", n) for n in range(count)) for s, count in zip(SPLITS, users, strict=True)}
+    images = torch.rand(ITEMS, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return Population("toy", classes, **split, items=TensorItems(images))
+
+
+def seen_through(population, model=None):
+    return Prepared(make_pathways("side", model or flat_model(population.num_classes), 2), population)
+
+
+def constant(rng, number, items):
+    """One label for everything, half of the users each."""
+    return np.full(len(items), number % 2)
+
+
+def biased(rng, number, items):
+    """Mostly one label."""
+    return ((rng.random(len(items)) < 0.8) == (number % 2)).astype(np.int64)
+
+
+LOADINGS = np.where(np.arange(ITEMS) % 3 == 0, -1.5, 1.5)
+
+
+def one_factor(rng, number, items):
+    """A taste that is one number: who likes one half of the items dislikes the other."""
+    return (rng.normal() * LOADINGS[items] + rng.normal(0, 0.4, len(items)) > 0).astype(np.int64)
+
+
+def all_off(data, split="test"):
+    batch = data.batch(split, "query")
+    hits = population_logits(data.pathways.model, batch.frozen).argmax(-1) == batch.labels
+    return (hits * batch.weights).sum(1).numpy()
+
+
+def changed(population, split, role, function, only=None):
+    """The population with ``function`` of some users' labels in one role."""
+
+    def user(place, one):
+        if only is not None and place not in only:
+            return one
+        examples = getattr(one, role)
+        return replace(one, **{role: Examples(examples.inputs, function(examples.labels))})
+
+    return replace(population, **{split: tuple(user(n, one) for n, one in enumerate(getattr(population, split)))})
+
+
+def flip(labels):
+    return 1 - labels
+
+
+# A constant per user.
+
+
+def test_a_constant_is_recovered_from_the_support():
+    data = seen_through(population(constant))
+    assert intercept(data).tolist() == [1.0] * 16
+    assert all_off(data).mean() == 0.5
+
+
+def test_a_bias_is_recovered_and_better_than_everything_off():
+    data = seen_through(population(biased, users=(4, 20, 60)))
+    assert intercept(data).mean() > all_off(data).mean() + 0.15
+    assert intercept(data).mean() > 0.7
+
+
+def test_classes_have_a_constant_each():
+    data = seen_through(population(lambda rng, number, items: np.full(len(items), number % 4), classes=4))
+    assert intercept(data).tolist() == [1.0] * 16
+
+
+def test_the_constants_are_those_of_penalised_maximum_likelihood():
+    model = flat_model(slope=4.0)
+    data, penalty = seen_through(population(biased, seed=2), model), 0.7
+    support, query = data.batch("test", "support"), data.batch("test", "query")
+    known, asked = (population_logits(model, batch.frozen) for batch in (support, query))
+    grid = torch.linspace(-6, 6, 4001)[:, None]  # by symmetry the two classes' constants are opposite
+    found = _with_intercept(data, "test", penalty)
+    for row in range(len(support)):
+        present = support.weights[row] > 0
+        sign = 2 * support.labels[row][present] - 1
+        margin = (known[row, present, 1] - known[row, present, 0])[None]
+        loss = torch.nn.functional.softplus(-sign * (margin + 2 * grid)).sum(1) + penalty * grid[:, 0].square()
+        best = grid[loss.argmin()]
+        guess = (asked[row, :, 1] - asked[row, :, 0] + 2 * best > 0).long()
+        assert found[row].item() == pytest.approx((guess == query.labels[row]).float().mean().item())
+
+
+def test_the_penalty_is_the_one_that_serves_val_users_best():
+    data = seen_through(population(biased, seed=4), flat_model(slope=4.0))
+    accuracy = [_with_intercept(data, "val", p).mean() for p in PENALTIES]
+    assert len({float(a) for a in accuracy}) > 1
+    assert np.array_equal(intercept(data), _with_intercept(data, "test", PENALTIES[int(np.argmax(accuracy))]).numpy())
+
+
+# The items' covariance.
+
+
+def dense(label=one_factor, seed=0):
+    return population(label, users=(200, 20, 40), sizes=(8, 4, 8), seed=seed)
+
+
+def item_means(population):
+    """Accuracy of what most train users said of each item."""
+    votes = np.zeros((ITEMS, 2))
+    for user in population.train:
+        for role in (user.support, user.validation, user.query):
+            np.add.at(votes, (role.inputs.numpy(), role.labels.numpy()), 1)
+    asked = [user.query for user in population.test]
+    return np.mean([(votes.argmax(1)[e.inputs.numpy()] == e.labels.numpy()).mean() for e in asked])
+
+
+def test_a_single_factor_is_found_and_better_than_the_items_means():
+    people = dense()
+    found = item_covariance(seen_through(people)).mean()
+    assert found > 0.85
+    assert found > item_means(people) + 0.2
+
+
+def test_without_anything_in_common_the_items_means_are_what_is_left():
+    def popular(rng, number, items):
+        return (rng.random(len(items)) < np.where(items % 2, 0.9, 0.1)).astype(np.int64)
+
+    people = dense(popular)
+    assert item_covariance(seen_through(people)).mean() == pytest.approx(item_means(people), abs=0.03)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_is_known_moves_what_is_expected_of_other_items(sign):
+    covariance = np.array([[0.25, sign * 0.2], [sign * 0.2, 0.25]])
+    places = [torch.tensor([0]), torch.tensor([1])]
+    for label in (0, 1):
+        expected = torch.tensor([label if sign > 0 else 1 - label])
+        user = User("u", Examples(places[0], torch.tensor([label])), *(Examples(places[1], expected) for _ in range(2)))
+        for noise in NOISES:
+            assert _conditioned(np.array([0.5, 0.5]), covariance, (user,), noise).tolist() == [1.0]
+
+
+# What they look at.
+
+
+RIVALS = {"intercept": intercept, "item_covariance": item_covariance}
+every_rival = pytest.mark.parametrize("rival", RIVALS)
+
+
+def lively(label=one_factor):
+    """People, and a model that has an opinion."""
+    return dense(label, seed=3), flat_model(slope=4.0)
+
+
+@every_rival
+def test_answers_to_be_predicted_change_no_prediction(rival):
+    people, model = lively()
+    before, after = (RIVALS[rival](seen_through(p, model)) for p in (people, changed(people, "test", "query", flip)))
+    np.testing.assert_allclose(after, 1 - before, atol=1e-6)
+    assert 0.05 < np.std(before)
+
+
+@every_rival
+def test_validation_labels_of_val_and_test_users_count_nothing(rival):
+    people, model = lively()
+    other = changed(changed(people, "test", "validation", flip), "val", "validation", flip)
+    assert np.array_equal(RIVALS[rival](seen_through(people, model)), RIVALS[rival](seen_through(other, model)))
+
+
+@every_rival
+def test_a_test_users_labels_count_for_nobody_else(rival):
+    people, model = lively()
+    other = changed(changed(people, "test", "support", flip, {0}), "test", "query", flip, {0})
+    first, second = (RIVALS[rival](seen_through(p, model)) for p in (people, other))
+    np.testing.assert_allclose(first[1:], second[1:], atol=1e-6)
+
+
+@every_rival
+def test_the_users_own_support_counts(rival):
+    people, model = lively()
+    other = changed(people, "test", "support", flip)
+    assert RIVALS[rival](seen_through(people, model)).mean() > RIVALS[rival](seen_through(other, model)).mean() + 0.1
+
+
+def test_train_users_labels_count_for_the_covariance_in_every_role():
+    people, model = lively()
+    before = item_covariance(seen_through(people, model))
+    for role in ("support", "validation", "query"):
+        noise = changed(people, "train", role, lambda labels: torch.randint(2, labels.shape))
+        assert not np.array_equal(item_covariance(seen_through(noise, model)), before)
+
+
+def test_they_can_be_measured_on_another_split():
+    people, model = lively()
+    data = seen_through(people, model)
+    assert [len(found) for found, _ in simple_rivals(data, "val").values()] == [20, 20]
+
+
+# Where they appear.
+
+
+def test_dense_labels_of_two_classes_on_shared_items_admit_both():
+    found = simple_rivals(seen_through(dense()))
+    assert [*found] == ["intercept", "item_covariance"]
+    sizes = seen_through(dense()).pathways.sizes
+    assert found["intercept"][1] == pytest.approx(2 / float(sizes.sum()))
+    assert found["item_covariance"][1] == 0
+    assert all(accuracy.shape == (40,) and ((accuracy >= 0) & (accuracy <= 1)).all() for accuracy, _ in found.values())
+
+
+@pytest.mark.parametrize("users", [49, 50])
+def test_fifty_labels_per_item_are_dense(users):
+    people = population(constant, users=(users, 2, 2), sizes=(8, 4, 8))
+    thirds = -(-users // 3)  # every third has an example less
+    extra = people.train[1]
+    filled = replace(people, train=(*people.train, *(replace(extra, user_id=f"x{n}") for n in range(thirds // 19 + 1))))
+    assert "item_covariance" not in simple_rivals(seen_through(people))
+    labels = sum(len(u.support) + len(u.validation) + len(u.query) for u in filled.train)
+    assert ("item_covariance" in simple_rivals(seen_through(filled))) == (labels >= 50 * ITEMS)
+
+
+def test_three_classes_admit_the_constant_alone():
+    three = population(lambda rng, number, items: np.full(len(items), number % 3), (200, 4, 4), 3, (8, 4, 8))
+    assert [*simple_rivals(seen_through(three))] == ["intercept"]
+
+
+def test_examples_that_nobody_shares_admit_the_constant_alone():
+    people = dense()
+
+    def part(examples):
+        return Examples(people.items.take(examples.inputs.tolist()), examples.labels)
+
+    def user(one):
+        return User(one.user_id, part(one.support), part(one.validation), part(one.query))
+
+    alone = replace(people, items=None, **{s: tuple(map(user, getattr(people, s))) for s in SPLITS})
+    first, second = simple_rivals(seen_through(people)), simple_rivals(seen_through(alone))
+    assert [*second] == ["intercept"]
+    assert np.array_equal(first["intercept"][0], second["intercept"][0])
