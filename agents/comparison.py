@@ -213,11 +213,11 @@ def group_table(scenario: Scenario, found: Mapping[str, Result], split: str = "t
 
 
 def leakage(scenario: Scenario) -> dict[str, dict[str, float]]:
-    """Validation accuracy of ``all_off`` and ``all_on`` by split, and the standard error of the difference.
+    """Validation accuracy of ``all_off`` and ``all_on`` by split; ``standard_error``, that of train users less val users.
 
     Train users far above val users: something was fitted on what is rewarded.
     """
-    out: dict[str, dict[str, float]] = {}
+    out: dict[str, dict[str, float]] = {"standard_error": {}}
     for name, bit in (("all_off", False), ("all_on", True)):
         out[name], variance = {}, 0.0
         for split in ("train", "val"):
@@ -226,22 +226,22 @@ def leakage(scenario: Scenario) -> dict[str, dict[str, float]]:
             accuracy = scenario.oracle.evaluate(users, masks).accuracy
             out[name][split] = float(accuracy.mean())
             variance += float(accuracy.var()) / len(users)
-        out[name]["standard_error"] = variance**0.5
+        out["standard_error"][name] = variance**0.5
     return out
 
 
 def leakage_lines(found: Mapping[str, Mapping[str, float]]) -> str:
-    """A sentence per mask; ``all_off`` of train users more than three points above is called a defect, or chance."""
+    """A sentence per mask; ``all_off`` of train users more than three points above val users' is called a defect."""
     lines = [
-        f"{name} on validation examples: {by['train']:.3f} of train users, {by['val']:.3f} of val users"
-        for name, by in found.items()
+        f"{name} on validation examples: {found[name]['train']:.3f} of train users, {found[name]['val']:.3f} of val users"
+        for name in ("all_off", "all_on")
     ]
-    off = found["all_off"]
-    apart = off["train"] - off["val"]
-    if apart > 0.03 and apart > 2 * off["standard_error"]:
-        lines.append("DEFECT: more than three points apart: the population model was fitted on what is rewarded")
-    elif abs(apart) > 0.03:
-        lines.append(f"{apart:+.3f} apart, with a standard error of {off['standard_error']:.3f}: too few users to tell why")
+    apart, error = found["all_off"]["train"] - found["all_off"]["val"], found["standard_error"]["all_off"]
+    if apart > 0.03:
+        lines.append(
+            f"DEFECT: more than three points apart ({apart:+.3f}, standard error {error:.3f}): unless it is chance, the "
+            "population model was fitted on what is rewarded"
+        )
     return "\n".join(lines)
 
 

@@ -51,11 +51,14 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         "wall_seconds": read_seconds(folder),
         "test": summarise(found, config.cost_weight),
         "leakage": apart,
+        "notes": list(scenario.notes),
         "seconds_per_user": each,
     }
     parts = [table(summary, config.cost_weight), group_table(scenario, found), leakage_lines(apart)]
     if each is not None:
         parts.append(f"seconds to personalise one user, from raw support examples to adapted weights: {each:.3f}")
+    if scenario.notes:
+        parts.append("\n".join(scenario.notes))
     text = "\n\n".join(parts)
     write_atomically(folder / "summary.json", to_json(summary))
     write_atomically(folder / "users.csv", user_rows(scenario, found, config.cost_weight).encode())

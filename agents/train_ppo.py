@@ -123,7 +123,6 @@ def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
 def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     """PPO on train users, best policy by val users; goes on from the folder's checkpoint if there is one."""
     scenario = config.scenario()
-    print("\n".join(scenario.notes), end="\n" if scenario.notes else "")
     start = time.perf_counter()
     env = PathwaySelectionVecEnv(scenario, config.n_envs, "train", config.cost_weight, config.rounds)
     env.seed(config.seed)

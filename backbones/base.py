@@ -110,10 +110,10 @@ class Backbone(nn.Module, ABC):
         image files) override this.
 
         Raises:
-            TypeError: for items that this backbone cannot read.
+            ValueError: for items that this backbone cannot read.
         """
         if not isinstance(raw, Tensor):
-            raise TypeError(f"{type(self).__name__} reads tensors, not {type(raw).__name__}s; choose another backbone.")
+            raise ValueError(f"{type(self).__name__} reads tensors, not a {type(raw).__name__}; choose another backbone.")
         return raw.float() / 255 if raw.dtype == torch.uint8 else raw
 
     def settings(self) -> str:
@@ -180,7 +180,7 @@ class PopulationModel(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of every weight, by which caches and artefacts recognise the model."""
-        return hash_tensors(self.state_dict())
+        return hash_tensors(self.state_dict()) + self.backbone.settings()
 
     def backbone_fingerprint(self) -> str:
         """The same without the classifier: what frozen features depend on."""

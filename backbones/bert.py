@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.artefacts import ArtefactError
+from backbones.artefacts import ArtefactError, cache_key
 from backbones.base import Backbone, Hidden
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -99,6 +99,8 @@ class TextBackbone(Backbone):
         if self.max_length <= tokenizer.num_special_tokens_to_add():
             raise ValueError(f"max_length={self.max_length} leaves no room for text beside the special tokens: raise it.")
         self.reference_shape = (min(REFERENCE_TOKENS, self.max_length),)
+        facts = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
+        self.configuration = cache_key(config=json.loads(json.dumps(facts, default=str)))
         layers = _layers(model)
         self.blocks = nn.ModuleList([block for layer in layers for block in layer])
         self.block_names = tuple(f"layer{i}.{part}" for i in range(len(layers)) for part in ("attention", "ffn"))
@@ -110,8 +112,7 @@ class TextBackbone(Backbone):
         Texts beyond :attr:`max_length` are cut and counted in :attr:`truncated`.
 
         Raises:
-            TypeError: if ``texts`` is one string, or something in it is no string.
-            ValueError: if a text is no valid Unicode.
+            ValueError: if ``texts`` is no list of strings, or a text is no valid Unicode.
         """
         _check_texts(texts)
         rows = self.tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
@@ -124,8 +125,8 @@ class TextBackbone(Backbone):
         return torch.tensor(padded, dtype=torch.int64).view(len(rows), length)
 
     def settings(self) -> str:
-        """See :meth:`Backbone.settings`: where texts are cut off, and a hash of all that the tokenizer does."""
-        return f"max_length={self.max_length},tokenizer={_tokenizer_hash(self.tokenizer)}"
+        """See :meth:`Backbone.settings`: where texts are cut off, what the tokenizer does, and the configuration."""
+        return f"max_length={self.max_length},tokenizer={_tokenizer_hash(self.tokenizer)},config={self.configuration}"
 
     def reference_inputs(self) -> Tensor:
         """One text of real tokens: id 0 is in every vocabulary, and only -1 is padding."""
@@ -198,10 +199,10 @@ def _tokenizer_hash(tokenizer: Any) -> str:
 
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
-        raise TypeError("expected a sequence of texts, got one string: wrap it in a list.")
+        raise ValueError("expected a list of texts, got one string: wrap it in a list.")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"text {index} is of type {type(text).__name__}, not a string: convert or drop it.")
+            raise ValueError(f"text {index} is of type {type(text).__name__}, not a string: this backbone reads texts.")
         try:
             text.encode()
         except UnicodeEncodeError as error:

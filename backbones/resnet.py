@@ -6,6 +6,7 @@ Source: He et al. 2016, "Deep Residual Learning for Image Recognition"; blocks a
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from backbones.artefacts import ArtefactError
 from backbones.base import Backbone, Hidden, PopulationModel
+from backbones.images import as_images, normalised
 
 
 class SmallResNet(nn.Module):
@@ -71,7 +73,8 @@ class ResNetBackbone(Backbone):
         stem: images to the feature maps that the first block reads.
         stages: the residual blocks, by stage.
         feature_width: channels of the last block.
-        reference_shape: ``(channels, height, width)`` at which FLOPs are counted.
+        reference_shape: ``(channels, height, width)`` at which FLOPs are counted, and to which image files are brought.
+        official: images are resized and normalised as torchvision's official weights expect them.
     """
 
     channel_axis = 1
@@ -82,8 +85,10 @@ class ResNetBackbone(Backbone):
         stages: Sequence[nn.Sequential] | nn.ModuleList,
         feature_width: int,
         reference_shape: tuple[int, ...],
+        official: bool = False,
     ) -> None:
         super().__init__()
+        self.official = official
         named = {f"layer{s + 1}.{b}": block for s, stage in enumerate(stages) for b, block in enumerate(stage.children())}
         self.entry = stem
         self.blocks = nn.ModuleList(named.values())
@@ -94,6 +99,17 @@ class ResNetBackbone(Backbone):
             _fold_batch_norm(module.eval())
         self.to(memory_format=torch.channels_last)
         self.freeze()
+
+    def prepare(self, raw: Any) -> Tensor:
+        """See :func:`backbones.images.as_images`."""
+        channels, *size = self.reference_shape
+        images = as_images(raw, channels, size)
+        return normalised(images, size) if self.official else images
+
+    def settings(self) -> str:
+        """See :meth:`Backbone.settings`: strides and normalisation, which the weights do not tell."""
+        strides = "".join(str(m.stride[0]) for m in self.modules() if isinstance(m, nn.Conv2d))
+        return f"strides={strides}{',official' if self.official else ''}"
 
     def stem(self, inputs: Tensor) -> Hidden:
         """Images ``[N, channels, H, W]`` to feature maps."""
@@ -158,7 +174,7 @@ def torchvision_resnet(name: str, weights: str | Path | None = "DEFAULT") -> Pop
             raise ArtefactError(f"{weights} does not hold weights of {name}: {error}") from error
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     stages = [network.layer1, network.layer2, network.layer3, network.layer4]
-    backbone = ResNetBackbone(stem, stages, network.fc.in_features, (3, 224, 224))
+    backbone = ResNetBackbone(stem, stages, network.fc.in_features, (3, 224, 224), official=True)
     return PopulationModel(backbone, network.fc.weight, network.fc.bias)
 
 

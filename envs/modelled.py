@@ -21,7 +21,7 @@ from meta.prepare import folder_of, further_arguments, prepared
 from meta.trainer import MetaConfig, meta_initialisation
 from users.base import SPLITS
 from users.batch import fresh_support
-from users.embedding import DEFAULT, UserEmbedder
+from users.embedding import DEFAULT, UserEmbedder, check_parts
 
 
 class PersonalEnv(PathwaySelectionEnv):
@@ -106,6 +106,7 @@ def modelled(
 
     An argument that both know (``data_root``) goes to both.
     """
+    check_parts(embedding)
     folder = folder_of(users, backbone)
     start = time.perf_counter()
     data = prepared(users, backbone, placement, rank, seed, folder, more)
@@ -128,8 +129,15 @@ def modelled(
     init = meta_initialisation(data, config, folder)
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
     model, who = data.pathways.model.fingerprint(), data.population.fingerprint()
-    key = cache_key(init=hash_tensors(init.tensors()), users=who, model=model)
-    return modelled_scenario(f"{users}-{backbone}", LiveOracle(data, init), key, folder, seconds, embedding)
+    key = cache_key(init=hash_tensors(init.tensors()), users=who, model=model, placement=placement)
+    return modelled_scenario(
+        f"{users}-{backbone}",
+        LiveOracle(data, init, chunk=512 if data.pathways.pooled else 64),
+        key,
+        folder,
+        seconds,
+        embedding,
+    )
 
 
 modelled.further_arguments = further_arguments  # type: ignore[attr-defined]
@@ -193,5 +201,5 @@ def modelled_scenario(
         save=cached.save,
         data=live.data,
         personalise=personalise,
-        notes=live.data.remarks,
+        notes=(*population.notes, *live.data.remarks),
     )

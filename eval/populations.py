@@ -167,8 +167,8 @@ def report(found: Sequence[Measured], seeds: int, command: str) -> str:
     """The whole text between the markers."""
     lead = (
         f"{seeds} seeds; accuracy on query examples of test users, averaged over a user's seeds; 95 % paired bootstrap "
-        "intervals over users. `masks`: distinct ones per run; `s per user`: from raw support examples to adapted weights, one "
-        "user at a time on the CPU; the last column on validation examples (more than three points apart would be a defect). "
+        "intervals over users (what training varies by is in them only as far as the seeds average it). `masks`: distinct ones "
+        "per run; `s per user`: from raw support examples to adapted weights, one user at a time on the CPU; the last column on validation examples (more than three points apart would be a defect). "
         f"Written by `{command}`."
     )
     return "\n\n".join([lead, "\n".join(accuracies(found)), "\n".join(policies(found))])
@@ -186,14 +186,17 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := [name for name in args.names if name not in ROWS]:
         parser.error(f"unknown population {unknown[0]!r}; choose from {', '.join(ROWS)}.")
     common = [*(["--data-root", str(args.data_root)] if args.data_root else []), *extra]
+    # The page gets the command, but nobody's folders.
+    data = ["--data-root", "DATA"] if args.data_root else []
+    names = [] if args.names == list(ROWS) else args.names
+    seeds = ["--seeds", str(args.seeds)] if args.seeds != parser.get_default("seeds") else []
+    written = ["--write", args.write.name] if args.write else []
+    command = shlex.join(["python", "-m", "eval.populations", *names, *seeds, *data, *written])
     try:
         found = [measured(ROWS[name], args.seeds, args.runs, common) for name in args.names]
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    given = [a for a in (sys.argv[1:] if arguments is None else arguments)]
-    if args.data_root:
-        given[given.index("--data-root") + 1] = "DATA"  # a machine's folder is nobody else's business
-    text = report(found, args.seeds, shlex.join(["python", "-m", "eval.populations", *given]))
+    text = report(found, args.seeds, command)
     print(text)
     if args.write:
         write_between_markers(args.write, text, BEGIN, END)

@@ -68,7 +68,8 @@ def pretrained_resnet(
     tensors = {"images": main.images, "labels": main.labels, **network.state_dict()}
     if along is not None:
         tensors |= {"auxiliary/images": along.images, "auxiliary/labels": along.labels}
-    key = cache_key(start=hash_tensors(tensors), epochs=pretrain_epochs, **({} if augment == "shift" else {"augment": augment}))
+    start = {"start": hash_tensors(tensors), "stride": stride}
+    key = cache_key(**start, epochs=pretrain_epochs, augment=augment)
 
     def train() -> tuple[dict[str, Tensor], dict]:
         trained = pretrain(network, main, epochs=pretrain_epochs, seed=seed, augment=augment, along=along)
@@ -81,5 +82,8 @@ def pretrained_resnet(
 def _images(population: Population, examples: Examples) -> Tensor:
     images = examples.inputs if population.items is None else population.items.take(examples.inputs.tolist())
     if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(f"resnet-small learns from images of one size in memory; population {population.name!r} has others.")
+        raise ValueError(
+            f"resnet-small learns from images of one size in memory; population {population.name!r} has others. For texts "
+            "choose --backbone minilm or bert, for image files resnet18, resnet34 or resnet50."
+        )
     return images

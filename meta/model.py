@@ -65,6 +65,8 @@ def population_model(name: str, population: Population, folder: Path, seed: int 
             f"population {population.name!r} has no `fitting` examples for the classifier of backbone {name!r}; add some, or "
             "register a backbone that brings a classifier for its classes."
         )
+    if not len(population.fitting):
+        raise ValueError(f"population {population.name!r} sets no examples aside for the classifier; raise fit_share.")
     backbone.freeze()
     return _probed(backbone, population, population.fitting, folder, seed)
 
@@ -73,7 +75,7 @@ def _probed(backbone: Backbone, population: Population, fitting: Examples, folde
     items = population.items or TensorItems(fitting.inputs)
     places = fitting.inputs if population.items else torch.arange(len(fitting))
     blank = PopulationModel(backbone, torch.zeros(1, 1), torch.zeros(1))
-    facts = {"labels": fitting.labels, "places": places}
+    facts = {"labels": fitting.labels, "places": places, "classes": torch.tensor(population.num_classes)}
     folds = None if population.folds is None else population.folds[places]
     if folds is not None:
         facts["folds"] = folds
@@ -103,7 +105,7 @@ def readouts(backbone: Backbone, items: Items, places: Tensor) -> Tensor:
     """Readout features ``[len(places), F]``, computed once per distinct item."""
     distinct, back = places.unique(return_inverse=True)
     order = sorted(distinct.tolist(), key={place: rank for rank, place in enumerate(items.order())}.__getitem__)
-    parts = [backbone(backbone.prepare(items.take(order[s : s + CHUNK // 8]))) for s in range(0, len(order), CHUNK // 8)]
+    parts = [backbone(backbone.prepare(items.take(order[s : s + CHUNK]))) for s in range(0, len(order), CHUNK)]
     found = torch.cat(parts)
     return found[torch.tensor(order).argsort()][back]
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ def prepared(
         ArtefactError: for models that cannot be loaded.
     """
     factory = population_factory(users)
+    open_ended = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     for name, parameter in signature(factory).parameters.items():
-        if parameter.default is parameter.empty and name not in more:
+        if parameter.default is parameter.empty and name not in {*more, "seed"} and parameter.kind not in open_ended:
             raise ValueError(f"population {users!r} needs `{name}`; pass --{name.replace('_', '-')} ({name}=...).")
     of_users, of_model = {*signature(factory).parameters}, of_backbone(backbone)
     population = factory(seed=seed, **{k: v for k, v in more.items() if k in of_users})

@@ -31,7 +31,9 @@ SETTINGS = (
     "steps",
     "inner_steps",
     "inner_rate",
+    "head_rate",
     "outer_rate",
+    "rate_of_rates",
     "all_on",
     "random_start",
     "resample",
@@ -54,6 +56,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--users-per-step", type=int, default=defaults.users, help="(default: %(default)s)")
     parser.add_argument("--inner-steps", type=int, default=defaults.inner_steps, help="gradient steps of a user")
     parser.add_argument("--inner-rate", type=float, default=defaults.inner_rate, help="where the inner rates start")
+    parser.add_argument("--head-rate", type=float, help="where the head's inner rate starts (default: as the others)")
+    parser.add_argument("--rate-of-rates", type=float, default=defaults.rate_of_rates, help="Adam's rate for the inner rates")
     parser.add_argument("--outer-rate", type=float, default=defaults.outer_rate, help="Adam's learning rate")
     parser.add_argument("--all-on", type=float, default=defaults.all_on, help="share of users trained with everything on")
     parser.add_argument("--random-start", action="store_true", help="learn the inner rates alone")
@@ -87,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     report(data, init)
+    print("\n".join((*data.population.notes, *data.remarks)))
     print(f"Curves: tensorboard --logdir {folder / 'tensorboard'}")
 
 

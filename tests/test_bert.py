@@ -332,9 +332,9 @@ def test_no_room_for_text_is_refused(max_length):
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        ("one text", TypeError, "wrap it in a list"),
-        (["fine", None], TypeError, "text 1 is of type NoneType"),
-        ([b"bytes"], TypeError, "text 0 is of type bytes"),
+        ("one text", ValueError, "wrap it in a list"),
+        (["fine", None], ValueError, "text 1 is of type NoneType"),
+        ([b"bytes"], ValueError, "text 0 is of type bytes"),
         (["half of a pair: \ud800"], ValueError, "text 0 is no valid Unicode"),
     ],
 )

@@ -1,16 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from backbones.artefacts import ArtefactError
-from backbones.pathways import Frozen, make_pathways
+from backbones.pathways import Frozen, make_pathways, population_logits
 from backbones.resnet import small_resnet
 from meta.inner import MetaInit, adapt, measure, stacked, user_loss
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.trainer import MetaConfig, MetaTrainer, adapted, meta_initialisation
-from users.base import Examples, User
+from meta.trainer import MetaConfig, MetaTrainer, adapted, meta_initialisation, redealt
+from users.base import Examples, Population, User
 from users.batch import Batch, Prepared, stack
 from users.digits import digits_population
+from users.items import TensorItems
 
 FOUR = ("maml", "fomaml", "anil", "reptile")
 
@@ -515,3 +518,279 @@ def test_sampled_masks_follow_their_generator():
     first, again, other = (sample_masks(50, 7, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+# Dealing examples to support and query anew.
+
+
+def dealt_users(items):
+    """Users of different sizes, of classes with one example and with many; who shares items has positions for inputs."""
+    draw = torch.Generator().manual_seed(6)
+
+    def user(name, *sizes):
+        places = torch.randperm(40, generator=draw)[: sum(sizes)]
+        labels = torch.randint(3, places.shape, generator=draw)
+        labels[0] = 7  # an only one
+        inputs = places if items is not None else torch.rand(len(places), 1, 8, 8, generator=draw)
+        return User(name, *map(Examples, inputs.split(sizes), labels.split(sizes)))
+
+    sizes = ((9, 3, 12), (4, 3, 7), (12, 3, 2), (1, 3, 1))
+    return tuple(user(str(n), *size) for n, size in enumerate(sizes))
+
+
+@pytest.fixture(params=["items", "inputs"])
+def uneven(request, pathways):
+    """Support and query of users of different sizes, from one table or from two."""
+    items = TensorItems(torch.rand(40, 1, 8, 8)) if request.param == "items" else None
+    users = dealt_users(items)
+    one = dealt_users(items)[:1]
+    population = Population("uneven", 10, users, (replace(one[0], user_id="v"),), (replace(one[0], user_id="t"),), items=items)
+    prepared = Prepared(pathways, population)
+    return prepared.batch("train", "support"), prepared.batch("train", "query"), prepared.batch("train", "validation")
+
+
+def belongings(*batches):
+    """Per user what they have of every label, as sorted tuples of features."""
+    found = []
+    for row in range(len(batches[0])):
+        own = []
+        for batch in batches:
+            present = batch.weights[row] > 0
+            read = batch.frozen.sites[-1][row][present]
+            own += [(int(label), *feature.tolist()) for label, feature in zip(batch.labels[row][present], read, strict=True)]
+        found.append(sorted(own))
+    return found
+
+
+def deal(batches, seed):
+    return redealt(*batches[:2], torch.Generator().manual_seed(seed))
+
+
+def test_examples_dealt_anew_keep_labels_weights_and_padding(uneven):
+    for before, after in zip(uneven, deal(uneven, 0), strict=False):
+        assert torch.equal(after.labels, before.labels)
+        assert torch.equal(after.weights, before.weights)
+        assert after.index.shape == before.index.shape
+
+
+def test_examples_are_dealt_among_the_users_own_support_and_query_alone_with_their_labels(uneven):
+    for seed in range(10):
+        support, query = deal(uneven, seed)
+        assert belongings(support, query) == belongings(*uneven[:2])
+        validation = belongings(uneven[2])
+        assert not any({*dealt} & {*kept} for dealt, kept in zip(belongings(support, query), validation, strict=True))
+
+
+def test_examples_are_dealt_anew_by_the_generator_and_in_every_step(uneven):
+    first, again, other = ([batch.index for batch in deal(uneven, seed)] for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    moved = [belongings(deal(uneven, seed)[0])[0] != belongings(uneven[0])[0] for seed in range(5)]
+    assert all(moved)
+
+
+def test_every_example_of_a_class_comes_to_the_support_sometimes(uneven):
+    seen = {}
+    for seed in range(60):
+        for label, *feature in belongings(deal(uneven, seed)[0])[0]:
+            seen.setdefault(label, set()).add(tuple(feature))
+    everything = {}
+    for label, *feature in belongings(*uneven[:2])[0]:
+        everything.setdefault(label, set()).add(tuple(feature))
+    kept = {label: everything[label] for label in seen}
+    assert seen == kept and max(map(len, kept.values())) > 3
+
+
+def test_meta_training_deals_anew_only_if_asked(pathways, batches):
+    seen = []
+
+    def spy(pathways, init, support, query, gates):
+        seen.append((support.labels.clone(), support.frozen.sites[-1].clone()))
+        return ALGORITHMS.get("fomaml")(pathways, init, support, query, gates)
+
+    ALGORITHMS.register("spy", spy)
+    try:
+        for resample in (False, True):
+            MetaTrainer(pathways, *batches, MetaConfig("spy", steps=1, users=12, resample=resample)).run()
+    finally:
+        ALGORITHMS.unregister("spy")
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+# Keeping the best state by val users.
+
+
+@pytest.fixture(scope="module")
+def val(pathways, population):
+    return tuple(stack(pathways, population.val, role) for role in ("support", "query"))
+
+
+def looks(trainer, every=1, stop_at=None):
+    """Val users' losses by step, and the state at each."""
+    losses, states = {}, {}
+
+    def log(tag, value, step):
+        if tag == "meta/val_query_loss":
+            losses[step], states[step] = value, trainer.present().tensors()
+        if step == stop_at and tag == "meta/train_query_loss":
+            raise Killed
+
+    trainer.resume_if_possible()
+    return losses, states, trainer.run(log, every).tensors()
+
+
+WORSE = MetaConfig(steps=6, users=4, outer_rate=1.0, keep="best")
+"""Steps so large that nothing but harm is done."""
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_where_training_does_harm_the_start_is_kept(pathways, batches, val):
+    trainer = MetaTrainer(pathways, *batches, WORSE, val=val)
+    start = trainer.present().tensors()
+    losses, states, found = looks(trainer)
+    assert [*losses] == [0, 1, 2, 3, 4, 5, 6]
+    assert min(losses, key=losses.get) == 0 and losses[6] > losses[0] + 0.1
+    assert equal(found, start)
+    assert not equal(trainer.present().tensors(), start)
+
+
+@pytest.mark.parametrize("rate", [0.003, 0.03, 0.3])
+def test_the_state_with_the_least_val_loss_among_the_looks_is_kept(pathways, batches, val, rate):
+    config = MetaConfig(steps=9, users=4, outer_rate=rate, keep="best")
+    losses, states, found = looks(MetaTrainer(pathways, *batches, config, val=val), every=2)
+    assert [*losses] == [0, 2, 4, 6, 8, 9]
+    assert equal(found, states[min(losses, key=losses.get)])
+
+
+def test_the_val_loss_is_that_of_adapted_val_users_under_a_fixed_mixture(pathways, batches, val):
+    losses, states, _ = looks(MetaTrainer(pathways, *batches, MetaConfig(steps=2, users=4, keep="best"), val=val))
+    gates = sample_masks(3, pathways.num_pathways, torch.Generator().manual_seed(0), all_on=0.5)
+    for step, loss in losses.items():
+        init = MetaInit.from_tensors(states[step])
+        assert adapted(pathways, init, *val, gates)[1].mean().item() == pytest.approx(loss, rel=1e-6)
+
+
+def test_looking_at_val_users_changes_nothing_in_training(pathways, batches, val):
+    trainers = [
+        MetaTrainer(pathways, *batches, MetaConfig(steps=4, users=4, keep=keep), val=val if keep == "best" else None)
+        for keep in ("last", "best")
+    ]
+    for trainer in trainers:
+        trainer.run(every=1)
+    assert equal(trainers[0].result().tensors(), trainers[1].present().tensors())
+
+
+@pytest.mark.parametrize("config", [WORSE, MetaConfig(steps=6, users=4, outer_rate=0.01, keep="best")], ids=["worse", "better"])
+def test_a_killed_run_keeps_the_same_best_state_to_the_bit(pathways, batches, val, tmp_path, config):
+    expected = looks(MetaTrainer(pathways, *batches, config, val=val), every=2)
+    with pytest.raises(Killed):
+        looks(MetaTrainer(pathways, *batches, config, tmp_path, val), every=2, stop_at=6)
+    again = MetaTrainer(pathways, *batches, config, tmp_path, val)
+    losses, _, found = looks(again, every=2)
+    assert [*losses] == [6]  # what was looked at before the kill is not looked at again
+    assert equal(found, expected[2])
+    assert again.best[0] == min(expected[0].values())
+
+
+def test_the_best_state_needs_val_users_and_nothing_else_does(pathways, batches, val):
+    for keep, given in (("best", None), ("last", val)):
+        with pytest.raises(ValueError, match="val users are needed to keep the best state, and for nothing else"):
+            MetaTrainer(pathways, *batches, MetaConfig(keep=keep), val=given)
+    with pytest.raises(ValueError, match="keep must be last or best, got 'first'"):
+        MetaConfig(keep="first")
+
+
+def test_val_users_make_another_initialisation_only_where_they_are_looked_at(pathways, tmp_path):
+    populations = [digits_population(2, 4, 1, 1)]
+    populations.append(replace(populations[0], val=digits_population(3, 1, 1, 1).val))
+    for keep, files in (("last", 1), ("best", 2)):
+        for population in populations:
+            meta_initialisation(Prepared(pathways, population), MetaConfig(steps=1, users=2, keep=keep), tmp_path / keep)
+        assert len([*(tmp_path / keep).glob("meta-*.json")]) == files
+
+
+# A neutral start.
+
+
+@pytest.mark.parametrize("placement", ["inline", "side"])
+def test_outputs_are_what_pathways_speak_through_and_no_more(model, batches, placement):
+    pathways = make_pathways(placement, model, rank=4)
+    blocks = {f"{name}.{part}" for name in pathways.names[:-1] for part in ("up", "up_bias")}
+    assert pathways.outputs == blocks | {"head.weight", "head.bias"}
+    images = torch.rand(6, 1, 8, 8)
+    frozen = pathways.frozen(images).map(lambda t: t[None])
+    every_mask = [[bool(m >> p & 1) for p in range(pathways.num_pathways)] for m in range(2**pathways.num_pathways)]
+    weights = {key: (0 if key in pathways.outputs else 1) * torch.randn_like(w)[None] for key, w in pathways.start(0).items()}
+    for mask in every_mask:
+        torch.testing.assert_close(pathways.logits(frozen, weights, torch.tensor([mask]))[0], model(images))
+    on = torch.ones(1, pathways.num_pathways, dtype=torch.bool)
+    for key in pathways.outputs:  # each of them is heard
+        loud = weights | {key: torch.randn_like(weights[key])}
+        assert (pathways.logits(frozen, loud, on)[0] - model(images)).abs().max() > 1e-3, key
+
+
+@pytest.mark.parametrize("placement", ["inline", "side"])
+@pytest.mark.parametrize("algorithm", FOUR)
+def test_a_neutral_start_says_nothing_before_and_after_training(model, population, placement, algorithm):
+    pathways = make_pathways(placement, model, rank=4)
+    batches = [stack(pathways, population.train, role) for role in ("support", "query")]
+    trainer = MetaTrainer(pathways, *batches, MetaConfig(algorithm, steps=3, users=6, outer_rate=0.05, neutral=True))
+    first, last = trainer.present(), trainer.run()
+    gates = sample_masks(12, pathways.num_pathways, torch.Generator().manual_seed(0))
+    for init in (first, last):
+        assert all((init.weights[key] == 0).all() for key in pathways.outputs)
+        for batch in batches:
+            logits = pathways.logits(batch.frozen, stacked(init, 12), gates)
+            torch.testing.assert_close(logits, population_logits(model, batch.frozen))
+    moved = {key for key, w in last.weights.items() if not torch.equal(w, first.weights[key])}
+    others = {*pathways.start(0)} - pathways.outputs
+    assert moved == (set() if algorithm == "anil" else others)
+    assert (algorithm == "reptile") == torch.equal(first.rates, last.rates)
+
+
+def test_a_neutral_start_still_learns_from_a_users_support(pathways, inverted):
+    trainer = MetaTrainer(pathways, *inverted, MetaConfig(steps=10, users=12, inner_steps=3, neutral=True))
+    on = everything_on(12, pathways)
+    before = measure(pathways, stacked(trainer.present(), 12), on, inverted[1])[1].mean()
+    assert adapted(pathways, trainer.run(), *inverted, on)[1].mean() < before - 0.05
+
+
+# Rates.
+
+
+def test_the_heads_rate_starts_where_it_is_told(pathways, batches):
+    config = MetaConfig(steps=2, users=4, inner_steps=2, inner_rate=0.05, head_rate=3.0)
+    rates = MetaTrainer(pathways, *batches, config).present().rates
+    torch.testing.assert_close(rates[:, :-1], torch.full((2, pathways.num_pathways - 1), 0.05))
+    torch.testing.assert_close(rates[:, -1], torch.full((2,), 3.0))
+    with pytest.raises(ValueError, match="head_rate must be above 0, got 0"):
+        MetaConfig(head_rate=0)
+
+
+def test_rates_and_weights_are_learned_at_rates_of_their_own(pathways, batches):
+    def learned(outer_rate, rate_of_rates):
+        trainer = MetaTrainer(
+            pathways, *batches, MetaConfig(steps=1, users=4, outer_rate=outer_rate, rate_of_rates=rate_of_rates)
+        )
+        before, after = trainer.present(), trainer.run()
+        weights = max((after.weights[k] - w).abs().max().item() for k, w in before.weights.items())
+        return weights, (after.rates.log() - before.rates.log()).abs().max().item()
+
+    # Adam's first step is as long as its learning rate
+    assert learned(0.01, 0.2) == pytest.approx((0.01, 0.2), rel=1e-2)
+    assert learned(0.03, 0.002) == pytest.approx((0.03, 0.002), rel=1e-2)
+    with pytest.raises(ValueError, match=r"rates must be above 0 .* rate_of_rates=0"):
+        MetaConfig(rate_of_rates=0)
+
+
+def test_both_rates_decay_to_nothing(pathways, batches):
+    trainer, seen = MetaTrainer(pathways, *batches, MetaConfig(steps=4, users=4, outer_rate=0.01, rate_of_rates=0.2)), []
+    trainer.run(lambda tag, value, step: seen.append([g["lr"] for g in trainer.optimiser.param_groups]), every=1)
+    rates = sorted({tuple(pair) for pair in seen}, reverse=True)
+    assert rates[0] == pytest.approx((0.01, 0.2))
+    assert len(rates) == 4 and rates[-1][0] < 0.2 * 0.01
+    assert all(pair[1] == pytest.approx(20 * pair[0]) for pair in rates)

@@ -14,7 +14,7 @@ from backbones import BACKBONES, register_backbone
 from backbones.artefacts import cache_key, load_artefact
 from backbones.base import PopulationModel, hash_tensors
 from backbones.pretrain import AUGMENTATIONS, Labelled, pretrain
-from backbones.resnet import SmallResNet
+from backbones.resnet import SmallResNet, small_resnet
 from meta import images, prepare
 from meta import model as module
 from meta.arguments import add_flags, given, parse_pairs, parse_value
@@ -357,12 +357,6 @@ def test_the_digits_are_learned_as_ever_and_under_the_same_name(tmp_path):
     torch.testing.assert_close(made(fitting.inputs[:5]), network(fitting.inputs[:5]))
 
 
-def test_pre_training_leaves_the_random_state_alone(tmp_path):
-    before = torch.get_rng_state()
-    pretrained_resnet(digits_population(0, 1, 1, 1), tmp_path, 5, pretrain_epochs=1, widths=(4,))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_positions_among_items_and_images_written_out_make_the_same_backbone(writers, tmp_path):
     def part(examples):
         return Examples(writers.items.take(examples.inputs.tolist()), examples.labels)
@@ -390,7 +384,7 @@ def test_unknown_names_are_answered_with_a_suggestion_before_anything_is_trained
 
 
 def test_no_images_set_aside_and_what_are_no_images_are_refused(writers, tmp_path):
-    with pytest.raises(ValueError, match="'unipen' sets no images aside|'unipen' has no `fitting` images"):
+    with pytest.raises(ValueError, match="'unipen' has no `fitting` images"):
         pretrained_resnet(replace(writers, fitting=None), tmp_path, 0, **SMALL)
     texts = replace(writers, items=TextItems(("words",) * len(writers.items)))
     with pytest.raises(ValueError, match="resnet-small learns from images of one size in memory"):
@@ -419,7 +413,7 @@ def test_another_hand_is_still_that_writing():
     images = strokes(40)
     changed = AUGMENTATIONS.get("handwriting")(images, torch.Generator().manual_seed(0))
     ink = changed.sum((1, 2, 3)) / images.sum((1, 2, 3))
-    assert 0.8 < ink.mean() < 1.2 and 0.4 < ink.min() and ink.max() < 1.8
+    assert 0.8 < ink.mean() < 1.2 and ink.min() > 0.4 and ink.max() < 1.8
     assert changed.min() >= 0 and changed.max() <= 1 + 1e-5
     overlap = (changed * images).sum((1, 2, 3)) / images.sum((1, 2, 3))
     assert 0.3 < overlap.mean() < 0.99
@@ -431,8 +425,7 @@ def test_a_shift_moves_by_at_most_a_pixel_each_way():
     for seed in range(40):
         out = AUGMENTATIONS.get("shift")(images, torch.Generator().manual_seed(seed))
         padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
-        (move,) = ((t, l) for t in range(3) for l in range(3) if torch.equal(out, padded[..., t : t + 8, l : l + 8]))  # noqa: E741
-        moves.add(move)
+        moves |= {(y, x) for y in range(3) for x in range(3) if torch.equal(out, padded[..., y : y + 8, x : x + 8])}
     assert len(moves) == 9
 
 
@@ -494,23 +487,13 @@ def seen():
 
     def backbone(width=4, data_root=None):
         found["backbone"] = {"width": width, "data_root": data_root}
-        return SmallBackbones.made(width)
+        return small_resnet(10, widths=(width,), depth=1).backbone
 
     register_population("mine", factory)
     register_backbone("my-net", backbone)
     yield found
     POPULATIONS.unregister("mine")
     BACKBONES.unregister("my-net")
-
-
-class SmallBackbones:
-    """Backbones of one block."""
-
-    @staticmethod
-    def made(width):
-        from backbones.resnet import small_resnet
-
-        return small_resnet(10, widths=(width,), depth=1).backbone
 
 
 def test_population_and_backbone_each_get_what_they_know(seen, tmp_path):
@@ -547,15 +530,24 @@ def test_further_arguments_are_those_of_both_without_the_seed(seen):
     assert not {"population", "folder", "seed"} & further_arguments({"users": "unipen", "backbone": "resnet-small"})
 
 
-@pytest.mark.xfail(
-    reason="meta/prepare.py asks for whatever has no default, the seed that it gives and ** included", strict=True
+class Reached(Exception):
+    """The population was made."""
+
+
+def reached(*args, **kwargs):
+    raise Reached
+
+
+@pytest.mark.xfail(reason="meta/prepare.py asks for whatever has no default: the seed that it gives, and **", strict=True)
+@pytest.mark.parametrize(
+    "factory", [lambda seed: digits_population(seed, 1, 1, 1), lambda seed=0, **more: digits_population(seed, 1, 1, 1)]
 )
-@pytest.mark.parametrize("factory", [lambda seed: digits_population(seed, 1, 1, 1), lambda seed=0, **kw: seen.update(kw)])
 def test_a_population_need_not_give_its_seed_a_default_and_may_take_anything(factory, tmp_path, monkeypatch):
     register_population("free", factory)
-    monkeypatch.setattr(prepare, "population_model", lambda *args, **kwargs: pytest.skip("got past the population"))
+    monkeypatch.setattr(prepare, "population_model", reached)
     try:
-        prepared("free", "resnet-small", "side", 2, 0, tmp_path, {})
+        with pytest.raises(Reached):
+            prepared("free", "resnet-small", "side", 2, 0, tmp_path, {})
     finally:
         POPULATIONS.unregister("free")
 

@@ -102,6 +102,8 @@ class Population:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.folds is not None and (self.items is None or len(self.folds) != len(self.items)):
+            raise ValueError(f"population {self.name!r} is cross-fitted: `folds` must have one entry for each of its `items`.")
         if empty := [split for split in SPLITS if not getattr(self, split)]:
             raise ValueError(f"population {self.name!r} has no {empty[0]} users; give it more users, or another split.")
         ids = [user.user_id for user in self.users]
@@ -135,11 +137,12 @@ class Population:
     def fingerprint(self, *splits: str) -> str:
         """A hash of every example of every user, of some splits or (none named) of all."""
         tensors = {}
-        for user in (user for split in splits or SPLITS for user in getattr(self, split)):
-            for role in ROLES:
-                examples: Examples = getattr(user, role)
-                tensors[f"{user.user_id}/{role}/inputs"] = examples.inputs
-                tensors[f"{user.user_id}/{role}/labels"] = examples.labels
+        for split in splits or SPLITS:
+            for number, user in enumerate(getattr(self, split)):  # answers are kept by position
+                for role in ROLES:
+                    examples: Examples = getattr(user, role)
+                    name = f"{split}/{number}/{user.user_id}/{role}"
+                    tensors[f"{name}/inputs"], tensors[f"{name}/labels"] = examples.inputs, examples.labels
         if self.folds is not None:
             tensors["folds"] = self.folds
         return hash_tensors(tensors) + (self.items.fingerprint() if self.items else "")

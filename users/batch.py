@@ -21,7 +21,7 @@ from users.describe import cost_estimate
 from users.items import Items, TensorItems
 
 LOG = logging.getLogger("dsa")
-CHUNK = 2048
+CHUNK = 256
 """Examples that go through the frozen model together."""
 MANY = 500
 """Items from which on it is said beforehand what their features will take."""
@@ -185,21 +185,23 @@ class Prepared:
             table = run_frozen(self.pathways, items)
             self._remark(backbone.truncated - before, what)
             return table
-        key = cache_key(model=self.pathways.model.backbone_fingerprint(), items=items.fingerprint())
+        facts = {"placement": type(self.pathways).__name__, "version": 2}
+        key = cache_key(model=self.pathways.model.backbone_fingerprint(), items=items.fingerprint(), **facts)
         path = self.folder / f"features-{key}"
         if exists(path):
             try:
-                tensors, facts = load_artefact(path, "features")
-                self._remark(facts["truncated"], what)
+                tensors, found = load_artefact(path, "features")
+                self._remark(found["truncated"], what)
                 return _from_tensors(tensors)
             except ArtefactError as error:
                 LOG.warning("%s They are made again now: model and examples are at hand.", error)
         self._announce(items)
         before = backbone.truncated
-        table = run_frozen(self.pathways, items, chunk=256, label=f"frozen features of {self.population.name}, {what}")
-        facts = {"items": len(items), "truncated": backbone.truncated - before}
-        save_artefact(path, "features", {f"site{p}": site for p, site in enumerate(table.sites)}, facts)
-        self._remark(facts["truncated"], what)
+        table = run_frozen(self.pathways, items, label=f"frozen features of {self.population.name}, {what}")
+        cut = backbone.truncated - before
+        tensors = {f"site{p}": site for p, site in enumerate(table.sites)}
+        save_artefact(path, "features", tensors, {"items": len(items), "truncated": cut})
+        self._remark(cut, what)
         return table
 
     def _announce(self, items: Items) -> None:
@@ -217,6 +219,7 @@ class Prepared:
         if truncated:
             line = f"{truncated:,} {what} were longer than the model reads and were cut off"
             self.remarks = (*self.remarks, line)
+            LOG.warning("%s", line)
 
     def _with_offset(self, table: Frozen) -> Frozen:
         """What cross-fitting changes in the logits: those of the classifier that has not seen the item, less the model's."""

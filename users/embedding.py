@@ -46,11 +46,7 @@ def support_features(model: PopulationModel, support: Batch, parts: Sequence[str
     Raises:
         ValueError: for an unknown part, with a suggestion, or none.
     """
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"unknown part of the embedding {part!r}. {did_you_mean(part, PARTS)}")
-    if not parts:
-        raise ValueError(f"an embedding needs at least one part of {', '.join(PARTS)}.")
+    check_parts(parts)
     weights = support.weights[..., None]
     features = support.frozen.sites[-1]
     probabilities = population_logits(model, support.frozen).softmax(-1)
@@ -70,6 +66,15 @@ def support_features(model: PopulationModel, support: Batch, parts: Sequence[str
     right = (probabilities.argmax(-1) == support.labels).float()
     each = torch.stack([-(logs * truth).sum(-1), right, probabilities.amax(-1), -(logs * probabilities).sum(-1)], -1)
     return described, (each * weights).sum(1) * ("scores" in parts)
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Raise ``ValueError`` for an unknown part, with a suggestion, or none at all."""
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"unknown part of the embedding {part!r}. {did_you_mean(part, PARTS)}")
+    if not parts:
+        raise ValueError(f"an embedding needs at least one part of {', '.join(PARTS)}.")
 
 
 def _prototypes(features: Tensor, weights: Tensor) -> Tensor:

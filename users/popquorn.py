@@ -59,6 +59,8 @@ def popquorn(
     if not 0 < fit_share < 1:
         raise ValueError(f"fit_share must be between 0 and 1, got {fit_share}.")
     source = _read(data_root)
+    if protocol == "new_annotators" and fold != 0:
+        raise ValueError("fold belongs to the protocol new_annotators_and_comments; leave it out.")
     if protocol == "new_annotators":
         return _new_annotators(source, seed, fit_share)
     return _new_comments(source, seed, fold)

@@ -96,7 +96,8 @@ class Rows:
         contents: M distinct texts or paths, sorted. places: M, the row where each was first found.
         classes: names, sorted; of numbers, by size.
         few: users with too few rows once repetitions are left out; the rest is without them.
-        repeated: rows that were left out as repetitions. contested: rows whose user gave that content another label too.
+        repeated: rows that were left out as repetitions. contested: rows that were left out because their
+            user gave that content another label too.
     """
 
     users: list[str]
@@ -132,6 +133,11 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     triples = np.frombuffer(flat, np.int64).reshape(-1, 3)
     order, rank = _ranks(list(contents))
     distinct = np.unique(np.stack([triples[:, 0], rank[triples[:, 1]], classes[triples[:, 2]]]), axis=1)
+    repeated = len(triples) - distinct.shape[1]
+    # One content under two labels cannot be dealt to roles: the user would be adapted on what they are asked.
+    again = (np.diff(distinct[:2], axis=1) == 0).all(0)
+    clear = ~(np.append(again, False) | np.insert(again, 0, False))
+    contested, distinct = int((~clear).sum()), distinct[:, clear]
     per_reader = np.bincount(distinct[0], minlength=len(readers))
     kept = distinct[:, per_reader[distinct[0]] >= enough]
     items, place_of = np.unique(kept[1], return_inverse=True)
@@ -145,8 +151,8 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
         tuple(places[order[item]] for item in items),
         tuple(names[c] for c in used),
         [user for user, own in zip(readers, per_reader, strict=True) if own < enough],
-        len(triples) - distinct.shape[1],
-        int((np.diff(kept[:2], axis=1) == 0).all(0).sum()),
+        repeated,
+        contested,
     )
 
 

@@ -13,6 +13,9 @@ from backbones.registry import did_you_mean
 
 BATCH = 4096
 """Rows of a Parquet file that are in memory together."""
+LONGEST = 2**24
+"""Characters that a cell may have; Python's own limit is 131,072."""
+csv.field_size_limit(LONGEST)
 
 
 class Source(ABC):
@@ -93,6 +96,11 @@ class CsvSource(Source):
                         yield line, cells
                     line = reader.line_num + 1
             except csv.Error as error:
+                if "field limit" in str(error):
+                    raise ValueError(
+                        f"{self.path}, line {line}: a cell of more than {LONGEST:,} characters; shorten it, or look for a double "
+                        "quote that is not closed."
+                    ) from error
                 raise ValueError(f"{self.path}, line {line}: {error}; look for a double quote that is not closed.") from error
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise ValueError(f"{self.path} is damaged after line {line - 1} ({error}); restore it.") from error

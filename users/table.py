@@ -24,7 +24,8 @@ def table(
 
     One row is one label that one user gave one text or image. Of each user ``support`` rows are known (picked by a hash of
     the text or path), the rest is halved in validation and query. Labels may be words or numbers, at most 100 different
-    ones. Left out, and counted in ``Population.notes``: repetitions of a row, rows that lack a value (the label ``nan``
+    ones. Left out, and counted in ``Population.notes``: repetitions of a row, rows whose user gave the same
+    content another label too, rows that lack a value (the label ``nan``
     lacks one), and users with too few rows.
 
     The file is read twice, row by row: to count rows per user, then to keep the rows of the users who were chosen. Of
@@ -111,7 +112,7 @@ def _left_out(source: Source, census: Census, rows: Rows) -> list[str]:
     if rows.repeated:
         notes.append(f"{rows.repeated:,} rows left out (the same user, content and label as another row)")
     if rows.contested:
-        notes.append(f"{rows.contested:,} rows repeat a user and content with another label; all are kept")
+        notes.append(f"{rows.contested:,} rows left out (their user gave the same content another label too)")
     return notes
 
 
