@@ -67,6 +67,7 @@ def gap_closed(
     rng = np.random.default_rng(seed)
     drawn = [_resampled([p - s, v - s], resamples, rng) for p, s, v in zip(policy, static, search, strict=True)]
     means = np.mean(drawn, axis=0)
+    means = means[means[:, 1] > 0]  # a few resamples of few users may leave no room at all
     low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
     gained = np.mean([(p - s).mean() for p, s in zip(policy, static, strict=True)])
     return GapClosed(float(gained / room.mean), (float(low), float(high)))

@@ -68,7 +68,12 @@ class Result:
 
 
 def compare(
-    scenario: Scenario, choose: Callable[[Users], Plans], cost_weight: float, seed: int, split: str = "test"
+    scenario: Scenario,
+    choose: Callable[[Users], Plans],
+    cost_weight: float,
+    seed: int,
+    split: str = "test",
+    search: bool = True,
 ) -> dict[str, Result]:
     """Run every method on a split's users.
 
@@ -78,6 +83,7 @@ def compare(
         cost_weight: lambda.
         seed: of the random rivals.
         split: ``test`` for reports.
+        search: whether to run the searches per user.
     """
     users, shape = scenario.users(split), (len(scenario.users(split)), len(scenario.pathways))
     rng = np.random.default_rng([seed, 77])
@@ -105,9 +111,11 @@ def compare(
     }
     for score in ("gradient_norm", "relative_gradient"):
         found[score] = result([thresholded(scenario, users, cost_weight, score)], few)
-    found["validation_search"] = result([tried("validation", "search on validation labels")], every)
+    if search:
+        found["validation_search"] = result([tried("validation", "search on validation labels")], every)
     found["all_on_all_labels"] = result([on], every, "query_all_labels")
-    found["support_search"] = result([tried("support_halves", "search on the support alone")], few)
+    if search:
+        found["support_search"] = result([tried("support_halves", "search on the support alone")], few)
     found["ppo_all_labels"] = result([mine], every, "query_all_labels")
     if scenario.data is not None:
         for name, (accuracy, cost) in simple_rivals(scenario.data, split).items():
@@ -137,12 +145,11 @@ class Conclusions:
 
 def conclude(runs: Sequence[Mapping[str, NDArray[np.float64]]]) -> Conclusions:
     """Draw conclusions from per-user rewards ``[U]`` by method, one mapping per seed."""
-    by = {name: [run[name] for run in runs] for name in ("ppo", "best_static", "shuffled", "validation_search")}
-    return Conclusions(
-        paired_difference(by["ppo"], by["best_static"]),
-        paired_difference(by["ppo"], by["shuffled"]),
-        gap_closed(by["ppo"], by["best_static"], by["validation_search"]),
-    )
+    by = {name: [run[name] for run in runs] for name in runs[0]}
+    gap = GapClosed(None, None, "validation_search was not run (search: false)")
+    if "validation_search" in by:
+        gap = gap_closed(by["ppo"], by["best_static"], by["validation_search"])
+    return Conclusions(paired_difference(by["ppo"], by["best_static"]), paired_difference(by["ppo"], by["shuffled"]), gap)
 
 
 def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]:
@@ -154,8 +161,8 @@ def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]
 
     return {
         "n_users": len(found["ppo"].accuracy),
-        "methods": {name: found[name].summary(cost_weight) for name in METHODS},
-        "equal_labels": {name: found[name].summary(cost_weight) for name in EXTRA},
+        "methods": {name: found[name].summary(cost_weight) for name in METHODS if name in found},
+        "equal_labels": {name: found[name].summary(cost_weight) for name in EXTRA if name in found},
         "simple": {name: found[name].summary(cost_weight) for name in SIMPLE if name in found},
         "ppo_minus_best_static": difference(done.minus_static),
         "ppo_minus_shuffled": difference(done.minus_shuffled),

@@ -37,7 +37,13 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     if config.rounds > 1:
         print(f"note: trained with {config.rounds} rounds, measured (like its rivals) with the first decision alone")
     start = time.perf_counter()
-    found = compare(scenario, lambda users: choose_masks(policy, scenario, users), config.cost_weight, config.seed)
+    found = compare(
+        scenario,
+        lambda users: choose_masks(policy, scenario, users),
+        config.cost_weight,
+        config.seed,
+        search=config.search,
+    )
     apart = leakage(scenario)
     scenario.save()
     each = seconds_per_user(scenario, policy)

@@ -32,7 +32,9 @@ PPO_SETTINGS = frozenset(
         "normalize_advantage",
     )
 )
-OTHER_SETTINGS = frozenset({"average", "warm_start", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"})
+OTHER_SETTINGS = frozenset(
+    {"average", "warm_start", "search", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"}
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RunConfig:
         average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
         warm_start: begin as the best static mask of train users (``GatingPolicy`` only), and keep what is better by more
             than one standard error on val users. With few train users much of the reward is noise to be learned by heart.
+        search: measure the rivals that try hundreds of masks per test user as well; slow where test users are many.
         tensorboard_log: where the curves go, into a folder named like the run's; None for ``tensorboard`` in the run's.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
@@ -60,6 +63,7 @@ class RunConfig:
     policy: str
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
     warm_start: bool = False
+    search: bool = True
     tensorboard_log: str | None = None
     ppo: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)

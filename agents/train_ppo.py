@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
     show_log()
+    folder = args.resume
     try:
         if args.resume:
             folder, config = args.resume, RunConfig.load(args.resume)
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        if folder is None:
+            sys.exit("\ninterrupted")
         sys.exit(f"\ninterrupted; everything up to the last checkpoint is in {folder}. Go on with --resume {folder}")
     print(f"\nCurves and gates: tensorboard --logdir {config.events(folder)}\nRun folder: {folder}")
 
@@ -129,7 +132,7 @@ def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
     policy, kwargs = POLICIES[config.policy], dict(config.policy_kwargs)
     if config.warm_start:
         static = best_static(scenario, config.cost_weight, config.seed)
-        kwargs["start"] = [WARM if on else -WARM for on in static]
+        kwargs |= {"start": [WARM if on else -WARM for on in static], "initial_logit": 0.0}
     model = PPO(policy, VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=args.device, **config.ppo)
     model.set_logger(configure(str(config.events(folder)), ["tensorboard"]))
     meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}

@@ -85,7 +85,7 @@ def register_all() -> None:
         rate_of_rates=0.03,
         neutral=True,
     )
-    second_order = {"algorithm": "maml", "inner_steps": 5, "rate_of_rates": 1e-3}
+    second_order: dict[str, Any] = {"algorithm": "maml", "inner_steps": 5, "rate_of_rates": 1e-3}
     register(
         "dsa/PopquornBert-v0",
         "popquorn",

@@ -151,12 +151,12 @@ class PathwayStatistics:
 
 def _moments(pathways: Pathways, p: int, support: Batch, chunk: int = 64) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what a pathway reads over all users' examples, ``[width_p]`` each."""
-    total, squares, count = 0.0, 0.0, 0
+    total, squares, count = torch.zeros(()), torch.zeros(()), 0
     for rows in torch.arange(len(support)).split(chunk):
         some = support.rows(rows)
         read = pathways.pool(p, some.frozen)[some.weights > 0].double()
         total, squares, count = total + read.sum(0), squares + read.square().sum(0), count + len(read)
-    mean = torch.as_tensor(total / count)
+    mean = total / count
     return mean.float(), (squares / count - mean.square()).clamp_min(1e-12).sqrt().float()
 
 

@@ -46,12 +46,18 @@ def parse_pairs(pairs: list[str], flag: str) -> dict[str, Any]:
     split = [pair.partition(":") for pair in pairs]
     if any(not colon for _, colon, _ in split):
         raise ValueError(f"{flag} takes name:value, got {pairs}.")
-    return {name: parse_value(value) for name, _, value in split}
+    try:
+        return {name: parse_value(value) for name, _, value in split}
+    except ValueError as error:
+        raise ValueError(f"{flag} {pairs}: {error}") from error
 
 
 def parse_value(text: str) -> Any:
     """A value as YAML, and 1e-3 (which YAML 1.1 takes for a word) as a number."""
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value {text!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, str):
         return value
     try:

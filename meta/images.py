@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def pretrained_resnet(
     Raises:
         ValueError: if the population sets no images aside, or for unknown names.
     """
-    if population.fitting is None:
+    if population.fitting is None or not len(population.fitting):
         raise ValueError(f"population {population.name!r} has no `fitting` images to pre-train resnet-small on.")
     AUGMENTATIONS.get(augment)
     seed = seed if pretrain_seed is None else pretrain_seed
@@ -61,7 +62,7 @@ def pretrained_resnet(
         more = AUXILIARIES.get(auxiliary)(data_root)
         along = Labelled(more.inputs, more.labels)
     channels, size = main.images.shape[1:3]
-    shape = {"in_channels": channels, "widths": tuple(widths), "stride": stride}
+    shape: dict[str, Any] = {"in_channels": channels, "widths": tuple(widths), "stride": stride}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SmallResNet(population.num_classes, **shape)

@@ -92,8 +92,9 @@ def _probed(backbone: Backbone, population: Population, fitting: Examples, folde
 
         weight, bias = classifier(torch.arange(len(labels)))
         tensors = {"weight": weight, "bias": bias}
-        if folds is not None:
-            each = [classifier((folds != k).nonzero()[:, 0]) for k in range(int(population.folds.max()) + 1)]
+        if folds is not None and population.folds is not None:
+            count = int(population.folds.max()) + 1
+            each = [classifier((folds != k).nonzero()[:, 0]) for k in range(count)]
             tensors |= {"fold_weight": torch.stack([w for w, _ in each]), "fold_bias": torch.stack([b for _, b in each])}
         return tensors, {"strength": strength, "examples": len(labels)}
 

@@ -10,6 +10,7 @@ from stable_baselines3 import PPO
 
 from agents import train_ppo
 from agents.bootstrap import gap_closed, paired_difference
+from agents.callbacks import BestOnVal
 from agents.checkpoint import choose_masks, load_policy, save_policy
 from agents.comparison import METHODS, compare, group_table, summarise, table
 from agents.evaluate import evaluate_run
@@ -572,3 +573,104 @@ def test_the_core_that_a_policy_is_built_for_matches_the_environment():
     scenario = planted()
     space = PathwaySelection(scenario, "train", 0.0, 1, 1).observation_space
     assert space == PathwaySelectionVecEnv(scenario, num_envs=1).observation_space
+
+
+# Departing from a mask.
+
+
+START = [1.5, -1.5, -1.5, 1.5, 1.5, -1.5, 1.5, -1.5]
+
+
+def departing(scenario, **kwargs):
+    env = PathwaySelectionVecEnv(scenario, num_envs=4)
+    return PPO(
+        POLICIES["GatingPolicy"],
+        env,
+        n_steps=8,
+        batch_size=16,
+        n_epochs=2,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"start": START, **kwargs},
+    )
+
+
+def test_a_policy_with_a_start_begins_with_that_mask_for_everybody():
+    scenario = planted()
+    policy = departing(scenario).policy
+    masks = choose_masks(policy, scenario, np.arange(400))
+    assert np.array_equal(masks, np.repeat([[logit > 0 for logit in START]], 400, axis=0))
+    logits = logits_of(policy, scenario.embeddings[:50], scenario.statistics[:50])
+    assert (logits - torch.tensor(START)).abs().max() < 0.5
+
+
+def test_the_start_is_learned_along():
+    model = departing(planted())
+    optimised = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in model.policy.parameters()} == optimised
+    model.learn(64)
+    assert (model.policy.action_net.start.detach() - torch.tensor(START)).abs().max() > 1e-4
+
+
+def test_a_policy_with_a_start_chooses_the_same_masks_when_loaded(tmp_path):
+    scenario = planted()
+    policy = departing(scenario).learn(64).policy
+    save_policy(tmp_path / "policy", policy, meta_of(scenario) | {"policy_kwargs": {"start": START}})
+    loaded, _ = load_policy(tmp_path / "policy", scenario)
+    first, second = (logits_of(p, scenario.embeddings, scenario.statistics) for p in (policy, loaded))
+    assert torch.equal(first, second)
+    with pytest.raises(ArtefactError, match="does not fit"):
+        save_policy(tmp_path / "other", policy, meta_of(scenario))
+        load_policy(tmp_path / "other", scenario)
+
+
+def judge(margin, best):
+    """What keeps the best policy, by its reward of every val user."""
+    found = BestOnVal(None, 0.0, planted(), None, 0.1, 1, None, {}, margin)
+    found.best = best
+    return found
+
+
+def test_the_first_policy_is_kept_whatever_it_is_worth():
+    for margin in (0.0, 1.0):
+        assert judge(margin, None)._is_better(np.array([-1.0, -2.0]))
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(0.9, False), (0.999, False), (1.001, True)])
+def test_a_margin_keeps_what_is_better_by_more_than_so_many_standard_errors_of_the_difference(factor, kept):
+    best = np.array([0.1, 0.9, 0.4, 0.6])
+    spread = np.array([-1.0, 1.0, -1.0, 1.0]) * 0.2
+    for margin in (1.0, 2.0):
+        gain = spread + factor * margin * 0.2 / 2  # the standard error of four such differences is a tenth
+        assert judge(margin, best)._is_better(best + gain) == kept
+    assert judge(0.0, best)._is_better(best + spread + 0.001)
+    assert not judge(0.0, best)._is_better(best + spread - 0.001)
+
+
+def test_equally_good_is_not_better():
+    rewards = np.array([0.3, 0.8])
+    for margin in (0.0, 1.0):
+        assert not judge(margin, rewards)._is_better(rewards.copy())
+
+
+def test_the_margin_is_measured_on_the_same_users():
+    best = np.linspace(0, 1, 50)  # users differ much more than policies do
+    assert judge(1.0, best)._is_better(best + 0.01)
+    assert not judge(1.0, best)._is_better(best[::-1] + 0.01)
+
+
+def test_what_was_best_survives_a_checkpoint():
+    first, second = judge(1.0, np.array([0.25, 0.1 + 0.2])), judge(1.0, None)
+    first.next_at, first.averaged_at = 7, 5
+    second.restore(first.state())
+    assert np.array_equal(second.best, first.best)
+    assert (second.next_at, second.averaged_at) == (7, 5)
+    empty = judge(1.0, np.ones(2))
+    empty.restore(judge(1.0, None).state())
+    assert empty.best is None
+
+
+def test_gap_closed_of_few_users_has_an_interval_that_is_a_number():
+    zero, policy, search = (np.array(values) for values in ([0.0] * 4, [0.0, 0.05, 0.1, 0.1], [0.0, 0.2, 0.2, 0.2]))
+    found = gap_closed([policy], [zero], [search])
+    assert found.ci95 is None or np.isfinite(found.ci95).all()

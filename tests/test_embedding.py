@@ -1,11 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from backbones.pathways import make_pathways
+from backbones.pathways import make_pathways, population_logits
 from backbones.resnet import small_resnet
+from envs.modelled import modelled_scenario
+from envs.oracles import LiveOracle
+from meta.inner import MetaInit
 from users.base import Examples, User
-from users.batch import stack
-from users.embedding import CLIP, WIDTH, UserEmbedder
+from users.batch import Prepared, stack
+from users.embedding import CLIP, DEFAULT, PARTS, WIDTH, UserEmbedder, support_features
 
 
 def toy_user(name, classes, seed, support=6):
@@ -130,3 +135,90 @@ def test_one_train_user_is_enough(pathways, population, supports):
         assert embedded.shape[1] == WIDTH
         assert embedded.isfinite().all()
         assert embedded.abs().max() <= CLIP
+
+
+# What it is made of.
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_alone_is_an_embedding(pathways, supports, part):
+    embedder = UserEmbedder.fit(pathways.model, supports[0], (part,))
+    for support in supports:
+        embedded = embedder.embed(support)
+        assert embedded.shape == (len(support), WIDTH)
+        assert embedded.isfinite().all() and embedded.abs().max() <= CLIP
+        assert len(embedded.unique(dim=0)) > 1  # it tells users apart
+        silent = embedded[:, :-4] if part == "scores" else embedded[:, -4:]
+        assert (silent == 0).all()
+
+
+def test_all_parts_together_are_an_embedding(pathways, supports):
+    embedded = UserEmbedder.fit(pathways.model, supports[0], PARTS).embed(supports[1])
+    assert embedded.shape == (4, WIDTH) and embedded.isfinite().all()
+
+
+@pytest.mark.parametrize("parts", [("label",), ("features", "prototype")])
+def test_an_unknown_part_is_answered_with_a_suggestion(pathways, supports, parts):
+    with pytest.raises(ValueError, match=rf"unknown part of the embedding '{parts[-1]}'\. Did you mean '{parts[-1]}s'"):
+        UserEmbedder.fit(pathways.model, supports[0], parts)
+
+
+def test_no_part_at_all_is_refused(pathways, supports):
+    with pytest.raises(ValueError, match="an embedding needs at least one part of features, labels"):
+        UserEmbedder.fit(pathways.model, supports[0], ())
+
+
+def described_by_hand(model, support):
+    """Mean and spread of features, shares of labels, mean predictions: the raw facts that always were described."""
+    weights, features = support.weights[..., None], support.frozen.sites[-1]
+    mean = (features * weights).sum(1)
+    spread = ((features - mean[:, None]) ** 2 * weights).sum(1).sqrt()
+    truth = torch.nn.functional.one_hot(support.labels, 10)
+    predicted = population_logits(model, support.frozen).softmax(-1)
+    return torch.cat([mean, spread, (truth * weights).sum(1), (predicted * weights).sum(1)], 1)
+
+
+def test_the_default_is_the_embedding_that_always_was(model, supports, embedder):
+    assert DEFAULT == ("features", "labels", "predictions", "scores") and embedder.parts == DEFAULT
+    for support in supports:
+        torch.testing.assert_close(support_features(model, support)[0], described_by_hand(model, support))
+    train, test = (described_by_hand(model, support) for support in supports)
+    mean, scale = train.mean(0), train.std(0, correction=0).clamp_min(1e-6)
+    _, singular, right = torch.linalg.svd((train - mean) / scale, full_matrices=False)
+    axes = right[:11].T * 12**0.5 / singular[0]  # twelve users span eleven components
+    expected = (((test - mean) / scale) @ axes).clamp(-CLIP, CLIP)
+    torch.testing.assert_close(embedder.embed(supports[1])[:, :11], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_order_in_which_parts_are_named_counts_nothing(pathways, supports, embedder):
+    turned = UserEmbedder.fit(pathways.model, supports[0], DEFAULT[::-1])
+    assert torch.equal(turned.embed(supports[1]), embedder.embed(supports[1]))
+
+
+def test_prototypes_know_which_class_is_where_and_the_labels_shares_do_not(model, supports):
+    support = supports[1]
+    turned = replace(support, labels=support.labels.flip(1))  # every user keeps every image and how often each label is there
+    moved = {}
+    for part in PARTS[:-1]:
+        first, second = (support_features(model, batch, (part,))[0] for batch in (support, turned))
+        moved[part] = (first - second).abs().max().item()
+    assert moved["features"] == moved["predictions"] == 0 and moved["labels"] < 1e-6
+    assert moved["prototypes"] > 0.01
+
+
+def test_prototypes_are_relative_to_the_mean_of_all_and_zero_for_one_class(model, supports):
+    alike = replace(supports[1], labels=torch.full_like(supports[1].labels, 3))
+    found = support_features(model, alike, ("prototypes",))[0]
+    assert found.shape == (4, 64)
+    torch.testing.assert_close(found, torch.zeros(4, 64), rtol=0, atol=1e-5)
+
+
+def test_other_parts_are_other_observations(pathways, population):
+    init = MetaInit(pathways.start(0), torch.full((1, 5), 0.1), torch.ones(5, dtype=torch.bool))
+    prints = {}
+    for parts in (DEFAULT, PARTS, ("labels",), ("scores",)):
+        scenario = modelled_scenario("toy", LiveOracle(Prepared(pathways, population), init), "key", None, {}, parts)
+        prints[parts] = scenario.fingerprint
+        assert scenario.embeddings.shape == (19, WIDTH)
+    assert prints[DEFAULT] == "key"  # policies trained before parts could be chosen are still theirs
+    assert len(set(prints.values())) == 4

@@ -1,7 +1,6 @@
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import miniatures
 import pytest
@@ -145,33 +144,23 @@ def test_image_files_are_opened_when_they_are_taken(pictures):
     assert (len(pictures), pictures.order()) == (3, [0, 1, 2])
 
 
-def test_fingerprints_of_image_files_know_names_order_and_every_change(pictures):
+def test_fingerprints_of_image_files_know_order_and_every_change_of_content(pictures):
     first = pictures.fingerprint()
     assert ImageFiles(pictures.paths).fingerprint() == first
     assert ImageFiles(pictures.paths[::-1]).fingerprint() != first
-    before = pictures.paths[0].stat()
-    os.utime(pictures.paths[0], ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
-    second = pictures.fingerprint()
-    assert second != first
+    before = pictures.paths[1].stat()
     Image.new("L", (40, 30), 7).save(pictures.paths[1])
     os.utime(pictures.paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert pictures.fingerprint() not in (first, second)
+    assert pictures.fingerprint() != first
 
 
-def test_fingerprints_of_image_files_stay_when_their_folder_moves(tmp_path, monkeypatch):
+def test_fingerprints_of_image_files_stay_when_their_folder_moves(tmp_path):
     home = tmp_path / "first"
-    names = ("a/1.png", "a/2.png", "b/1.png")
-    for name in names:
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 3)).save(home / name)
-        os.utime(home / name, ns=(0, 10**18))
-    first = ImageFiles(tuple(home / name for name in names)).fingerprint()
-    monkeypatch.chdir(home)
-    assert ImageFiles(tuple(map(Path, names))).fingerprint() == first
+    home.mkdir()
+    Image.new("L", (4, 3)).save(home / "1.png")
+    first = ImageFiles((home / "1.png",)).fingerprint()
     moved = home.rename(tmp_path / "second")
-    assert ImageFiles(tuple(moved / name for name in names)).fingerprint() == first
-    (moved / "b").rename(moved / "c")  # of equal size and time: the name alone tells
-    assert ImageFiles(tuple(moved / name.replace("b", "c") for name in names)).fingerprint() != first
+    assert ImageFiles((moved / "1.png",)).fingerprint() == first
     assert ImageFiles(()).fingerprint() == ImageFiles(()).fingerprint() != first
 
 

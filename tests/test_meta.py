@@ -651,7 +651,7 @@ def equal(first, second):
 def test_where_training_does_harm_the_start_is_kept(pathways, batches, val):
     trainer = MetaTrainer(pathways, *batches, WORSE, val=val)
     start = trainer.present().tensors()
-    losses, states, found = looks(trainer)
+    losses, _, found = looks(trainer)
     assert [*losses] == [0, 1, 2, 3, 4, 5, 6]
     assert min(losses, key=losses.get) == 0 and losses[6] > losses[0] + 0.1
     assert equal(found, start)

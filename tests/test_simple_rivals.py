@@ -31,7 +31,7 @@ def population(label, users=(30, 12, 16), classes=2, sizes=(6, 3, 8), seed=0):
     rng = np.random.default_rng(seed)
 
     def user(name, number):
-        known, checked, asked = sizes
+        known, checked, _ = sizes
         places = rng.permutation(ITEMS)[: sum(sizes)]
         labels = np.asarray(label(rng, number, places))
         cuts = np.split(np.arange(sum(sizes)), [known, known + checked])
@@ -172,6 +172,18 @@ def test_what_is_known_moves_what_is_expected_of_other_items(sign):
         user = User("u", Examples(places[0], torch.tensor([label])), *(Examples(places[1], expected) for _ in range(2)))
         for noise in NOISES:
             assert _conditioned(np.array([0.5, 0.5]), covariance, (user,), noise).tolist() == [1.0]
+
+
+def test_the_noise_is_the_one_that_serves_val_users_best(monkeypatch):
+    people, asked = dense(seed=5), []
+
+    def spy(mean, covariance, users, noise):
+        asked.append((users, noise))
+        return np.full(len(users), noise == 0.2, dtype=float)
+
+    monkeypatch.setattr(simple, "_conditioned", spy)
+    item_covariance(seen_through(people))
+    assert asked == [*((people.val, noise) for noise in NOISES), (people.test, 0.2)]
 
 
 # What they look at.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import envs
 from agents import evaluate, train_ppo
-from agents.callbacks import Curves
+from agents.callbacks import BestOnVal, Curves
+from agents.checkpoint import load_policy
 from agents.comparison import METHODS
+from agents.rivals import best_static
 from agents.run import RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import load_artefact
 from envs.scenario import _load
@@ -537,3 +540,100 @@ def test_runs_that_share_a_folder_for_curves_keep_each_others(tmp_path):
     assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
     train(tmp_path / "second", *SHORT, "-tb", str(curves), "--overwrite")
     assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
+
+
+# Warm starts.
+
+
+WARM = [*SHORT, "-P", "warm_start:true"]
+
+
+def curves_of(folder):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return lambda name: {e.step: e.value for e in events.Scalars(name)}
+
+
+@pytest.fixture
+def static(monkeypatch):
+    """The mask that is taken for the best static one: on the planted problem that would be all off."""
+    mask, asked = np.array([1, 0, 0, 1, 1, 0, 1, 0], dtype=bool), []
+
+    def found(scenario, cost_weight, seed):
+        asked.append((scenario.name, cost_weight, seed))
+        return mask
+
+    monkeypatch.setattr(train_ppo, "best_static", found)
+    yield mask.tolist()
+    assert asked == [("planted", 0.2, 3)]
+
+
+def first_gates(folder):
+    curve = curves_of(folder)
+    assert curve("val_users/distinct_masks")[0] == 1
+    return [curve(f"gate_rate/pathway{p}")[0] for p in range(8)]
+
+
+def test_a_warm_start_begins_with_the_best_static_mask_for_everybody(static, tmp_path):
+    train(tmp_path / "run", *WARM, "--cost-weight", "0.2", "--seed", "3")
+    assert first_gates(tmp_path / "run") == static
+    assert max(curves_of(tmp_path / "run")("val_users/distinct_masks").values()) > 1  # and departs from it
+
+
+def test_a_warm_start_is_what_it_says_beside_a_low_initial_logit(static, tmp_path):
+    flags = ["-n", "512", "-P", "policy_kwargs:{initial_logit: -3.0}", "--cost-weight", "0.2", "--seed", "3"]
+    train(tmp_path / "run", *WARM, *flags)
+    assert first_gates(tmp_path / "run") == static
+
+
+def test_the_best_static_mask_of_planted_users_is_what_a_warm_start_finds(uninterrupted):
+    static = best_static(RunConfig.load(uninterrupted(WARM)).scenario(), 0.1, 0)
+    assert first_gates(uninterrupted(WARM)) == static.tolist()
+
+
+def test_the_policy_of_a_warm_start_loads_again(uninterrupted):
+    folder = uninterrupted(WARM)
+    config, scenario = RunConfig.load(folder), RunConfig.load(folder).scenario()
+    policy, meta = load_policy(folder / "policy", scenario)
+    static = best_static(scenario, 0.1, 0)
+    assert [logit > 0 for logit in meta["policy_kwargs"]["start"]] == static.tolist()
+    assert policy.action_net.start.shape == (8,)
+    assert config.warm_start and "start" not in config.policy_kwargs
+    summary = json.loads((folder / "summary.json").read_text())
+    evaluate.evaluate_run(folder)
+    assert json.loads((folder / "summary.json").read_text())["test"] == summary["test"]
+
+
+def test_the_policy_that_a_warm_start_kept_is_the_one_its_checkpoint_remembers(uninterrupted):
+    folder = uninterrupted(WARM)
+    rewards = curves_of(folder)("val_users/reward")
+    _, meta = load_artefact(folder / "policy", "gating policy")
+    assert meta["val_reward"] == pytest.approx(rewards[meta["at"]], abs=1e-6)
+    best = final(folder)[1]["best"]
+    assert np.mean(best) == pytest.approx(meta["val_reward"])
+
+
+@pytest.mark.parametrize(("arguments", "margin"), [(WARM, 1.0), (SHORT, 0.0)], ids=["warm", "cold"])
+def test_only_after_a_warm_start_a_policy_must_be_better_by_a_standard_error(tmp_path, monkeypatch, arguments, margin):
+    def made(*args, **kwargs):
+        raise ValueError(f"margin {signature(BestOnVal).bind(*args, **kwargs).arguments['margin']}")
+
+    monkeypatch.setattr(train_ppo, "BestOnVal", made)
+    assert refused(*arguments, "-f", tmp_path / "run") == f"error: margin {margin}"
+
+
+@pytest.mark.parametrize("at", [64, 1200])
+def test_a_warm_start_that_was_stopped_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch, at):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, at, press_ctrl_c)
+        refused(*WARM, "-f", folder)
+    summary = resume(folder)
+    assert_equal_ends(uninterrupted(WARM), folder)
+    assert summary["test"] == json.loads((uninterrupted(WARM) / "summary.json").read_text())["test"]
+
+
+def test_a_warm_start_needs_the_gating_policy(tmp_path):
+    message = refused(*WARM, "-P", "policy:MultiInputPolicy", "-f", tmp_path / "run")
+    assert "warm_start needs the policy GatingPolicy, not 'MultiInputPolicy'" in message
+    assert not (tmp_path / "run").exists()

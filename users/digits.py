@@ -87,7 +87,9 @@ def digits_population(
             raise ValueError(f"{split}_users must be at least 1, got {count}.")
         draws = (np.random.default_rng([seed, 1 + number, n]) for n in range(count))
         splits[split] = tuple(_user(f"{split}-{n}", split, pools, shifts, two_shifts, rng) for n, rng in enumerate(draws))
-    return Population("digits", 10, **splits, seed=seed, fitting=Examples(*pools.pretraining()))
+    return Population(
+        "digits", 10, splits["train"], splits["val"], splits["test"], seed=seed, fitting=Examples(*pools.pretraining())
+    )
 
 
 def _user(user_id: str, split: str, pools: DigitsPools, kinds: Sequence[str], two: float, rng: np.random.Generator) -> User:

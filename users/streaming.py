@@ -98,8 +98,8 @@ class CsvSource(Source):
             except csv.Error as error:
                 if "field limit" in str(error):
                     raise ValueError(
-                        f"{self.path}, line {line}: a cell of more than {LONGEST:,} characters; shorten it, or look for a double "
-                        "quote that is not closed."
+                        f"{self.path}, line {line}: a cell of more than {LONGEST:,} characters; shorten it, or look for a "
+                        "double quote that is not closed."
                     ) from error
                 raise ValueError(f"{self.path}, line {line}: {error}; look for a double quote that is not closed.") from error
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
