@@ -23,20 +23,9 @@ class InlinePathways(Pathways):
 
     pooled = False
 
-    def initial(self, generator: torch.Generator, pathway: int) -> Weights:
-        """See :meth:`Pathways.initial`. At exactly zero, ``down`` would get no gradient in the first inner step."""
-        name, width = self.names[pathway], self.widths[pathway]
-        if name == "head":
-            return {
-                "head.weight": torch.zeros(width, self.model.num_classes),
-                "head.bias": torch.zeros(self.model.num_classes),
-            }
-        return {
-            f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
-            f"{name}.down_bias": torch.zeros(self.rank),
-            f"{name}.up": torch.randn(self.rank, width, generator=generator) * 1e-3 / self.rank,
-            f"{name}.up_bias": torch.zeros(width),
-        }
+    def out_width(self, pathway: int) -> int:
+        """See :meth:`Pathways.out_width`."""
+        return self.widths[pathway]
 
     @torch.no_grad()
     def frozen(self, inputs: Tensor) -> Frozen:

@@ -110,8 +110,27 @@ class Pathways(ABC):
         return len(self.names)
 
     @abstractmethod
+    def out_width(self, pathway: int) -> int:
+        """What an adapter's up-projection writes: channels of its site, or logits."""
+
     def initial(self, generator: torch.Generator, pathway: int) -> Weights:
-        """A random start of one pathway's weights, near enough to zero that all-on equals the model to 1e-2."""
+        """A random start of one pathway's weights, near enough to zero that all-on equals the model to 1e-2.
+
+        At exactly zero, ``down`` would get no gradient in the first inner step.
+        """
+        name, width = self.names[pathway], self.widths[pathway]
+        if name == "head":
+            return {
+                "head.weight": torch.zeros(width, self.model.num_classes),
+                "head.bias": torch.zeros(self.model.num_classes),
+            }
+        out = self.out_width(pathway)
+        return {
+            f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
+            f"{name}.down_bias": torch.zeros(self.rank),
+            f"{name}.up": torch.randn(self.rank, out, generator=generator) * 1e-3 / self.rank,
+            f"{name}.up_bias": torch.zeros(out),
+        }
 
     @abstractmethod
     def frozen(self, inputs: Tensor) -> Frozen:

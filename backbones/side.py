@@ -22,17 +22,9 @@ class SidePathways(Pathways):
 
     pooled = True
 
-    def initial(self, generator: torch.Generator, pathway: int) -> Weights:
-        """See :meth:`Pathways.initial`."""
-        name, width, classes = self.names[pathway], self.widths[pathway], self.model.num_classes
-        if name == "head":
-            return {"head.weight": torch.zeros(width, classes), "head.bias": torch.zeros(classes)}
-        return {
-            f"{name}.down": torch.randn(width, self.rank, generator=generator) / width**0.5,
-            f"{name}.down_bias": torch.zeros(self.rank),
-            f"{name}.up": torch.randn(self.rank, classes, generator=generator) * 1e-3 / self.rank,
-            f"{name}.up_bias": torch.zeros(classes),
-        }
+    def out_width(self, pathway: int) -> int:
+        """See :meth:`Pathways.out_width`."""
+        return self.model.num_classes
 
     @torch.no_grad()
     def frozen(self, inputs: Tensor) -> Frozen:

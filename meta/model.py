@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from backbones import BACKBONES, make_backbone
 from backbones.artefacts import cache_key, load_or_make
@@ -106,7 +107,8 @@ def readouts(backbone: Backbone, items: Items, places: Tensor) -> Tensor:
     """Readout features ``[len(places), F]``, computed once per distinct item."""
     distinct, back = places.unique(return_inverse=True)
     order = sorted(distinct.tolist(), key={place: rank for rank, place in enumerate(items.order())}.__getitem__)
-    parts = [backbone(backbone.prepare(items.take(order[s : s + CHUNK]))) for s in range(0, len(order), CHUNK)]
+    starts = tqdm(range(0, len(order), CHUNK), desc="features for the classifier", unit="chunk", disable=len(order) <= CHUNK)
+    parts = [backbone(backbone.prepare(items.take(order[s : s + CHUNK]))) for s in starts]
     found = torch.cat(parts)
     return found[torch.tensor(order).argsort()][back]
 
