@@ -97,7 +97,8 @@ def measured(row: Row, seeds: int, root: Path, common: list[str]) -> Measured:
             parts.append(run)
             names += user_names(folder)
             summaries.append(json.loads((folder / "summary.json").read_text()))
-        joined = {m: {f: np.concatenate([part[m][f] for part in parts]) for f in parts[0][m]} for m in parts[0]}
+        shared = [m for m in parts[0] if all(m in part for part in parts)]
+        joined = {m: {f: np.concatenate([part[m][f] for part in parts]) for f in parts[0][m]} for m in shared}
         by_seed.append((names, joined))
     return Measured(row, over_seeds(by_seed), summaries)
 
@@ -113,6 +114,8 @@ def over_seeds(by_seed: Sequence[tuple[list[str], Run]]) -> Run:
     users = sorted({name for names, _ in by_seed for name in names})
     out: Run = {}
     for method, fields in by_seed[0][1].items():
+        if not all(method in run for _, run in by_seed):
+            continue
         out[method] = {}
         for field in fields:
             table = np.full((len(by_seed), len(users)), np.nan)

@@ -5,9 +5,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import miniatures
 import pytest
 import torch
 
+import envs
 from backbones.pathways import make_pathways
 from backbones.pretrain import Labelled, pretrain
 from backbones.resnet import SmallResNet, small_resnet
@@ -53,3 +55,17 @@ def pathways(model):
 def population():
     """A dozen train users with every kind of shift, few others."""
     return digits_population(0, train_users=12, val_users=3, test_users=4)
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory):
+    """Miniatures of the real data sets and of the text encoder, for the ids that need them."""
+    root = tmp_path_factory.mktemp("data")
+    for write in (miniatures.unipen, miniatures.omniglot, miniatures.popquorn, miniatures.jester):
+        write(root)
+    text = {"backbone": "bert", "source": str(miniatures.text_encoder(root / "encoder"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSA_DATA_ROOT", str(root))
+        for env_id in ("dsa/PopquornBert-v0", "dsa/JesterBert-v0"):
+            patch.setitem(envs.MINIATURES, env_id, envs.MINIATURES[env_id] | text)
+        yield

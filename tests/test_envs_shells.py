@@ -16,8 +16,9 @@ from envs.scenario import load_scenario
 from envs.vector import PathwaySelectionVectorEnv
 
 IDS = [env_id for env_id in gym.registry if env_id.startswith("dsa/")]
+pytestmark = pytest.mark.usefixtures("real_data")
 SEED, SLOTS = 11, 3
-ATOL = 1e-6
+ATOL = 1e-5
 """Stable-Baselines3 takes rewards as float32."""
 SHELLS = [PathwaySelectionVectorEnv, PathwaySelectionVecEnv]
 
