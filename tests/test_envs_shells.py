@@ -140,7 +140,7 @@ def test_a_list_with_too_few_seeds_is_refused():
 def test_the_vector_shell_begins_with_the_user_asked_for(env_id):
     mine, theirs = batched(env_id), synchronous(env_id)
     scenario = mine.unwrapped.core.scenario
-    user = scenario.user_ids[scenario.users("train")[4]]
+    user = scenario.user_ids[scenario.users("train")[-1]]
     results = [env.reset(seed=SEED, options={"user": user}) for env in (mine, theirs)]
     assert results[0][1]["user"].tolist() == [user] * SLOTS
     assert_equal(*results)
