@@ -27,7 +27,7 @@ PARTS = ("features", "labels", "predictions", "prototypes", "scores")
 * ``scores``: loss, accuracy, mean confidence and mean entropy of the population model, never compressed.
 """
 DEFAULT = ("features", "labels", "predictions", "scores")
-"""What docs/embedding.md found worth having."""
+"""Prototypes add nothing beside the others (docs/embedding.md)."""
 PROJECTED = 64
 SCORES = 4
 
