@@ -15,9 +15,12 @@ from stable_baselines3.common.logger import Image
 from stable_baselines3.common.policies import BasePolicy
 from tqdm.auto import tqdm
 
-from agents.checkpoint import choose_masks, save_checkpoint, save_policy
+from agents.checkpoint import choose_masks, choose_plans, save_checkpoint, save_policy
 from envs.core import PathwaySelection
+from envs.cost_weights import CostWeight
+from envs.oracles import Plans
 from envs.rendering import gates_as_image
+from envs.rules import Rules
 from envs.scenario import Scenario
 
 
@@ -45,7 +48,7 @@ class Curves(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            for name in ("accuracy", "cost", "active_fraction"):
+            for name in {"accuracy", "cost", "active_fraction"} & info.keys():  # a mask that is not whole has no accuracy
                 self.logger.record_mean(f"train_users/{name}", info[name])
         assert self._bar is not None
         self._bar.update(self.training_env.num_envs)
@@ -56,24 +59,68 @@ class Curves(BaseCallback):
         self._bar.close()
 
 
+class DualAscent(BaseCallback):
+    """Moves the cost weight until the deterministic policy switches on a target share of the pathways of train users.
+
+    Before every rollout ``lambda <- max(0, lambda + rate * (active fraction - target))``: gradient ascent on the multiplier of
+    the constraint that the mean active fraction is at most the target (a Lagrangian relaxation, as in constrained reinforcement
+    learning: Tessler et al. 2019, "Reward Constrained Policy Optimization").
+
+    Args:
+        scenario: whose train users.
+        core: the training environment's core, whose cost weight is moved.
+        target: active fraction, in 0..1.
+        rate: of the ascent, per rollout.
+    """
+
+    USERS = 256
+
+    def __init__(self, scenario: Scenario, core: PathwaySelection, target: float, rate: float = 0.1) -> None:
+        super().__init__()
+        self.scenario, self.core, self.target, self.rate = scenario, core, target, rate
+        pool = scenario.users("train")
+        self._users = np.random.default_rng(0).permutation(pool)[: self.USERS]
+        self.moved_at = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps <= self.moved_at:  # the first rollout, or the first after a resume
+            return
+        self.moved_at = self.num_timesteps
+        active = choose_masks(self.model.policy, self.scenario, self._users).mean()
+        weight = max(0.0, self.core.cost_weight.low + self.rate * (float(active) - self.target))
+        self.core.cost_weight = CostWeight(weight, weight)
+        self.logger.record("train_users/cost_weight", weight)
+
+
 class BestOnVal(BaseCallback):
     """Every so often: the deterministic policy on all val users' query examples, the best one kept, a checkpoint.
 
     All happens between two rollouts, so that a resumed run goes on exactly. What is evaluated and kept is an exponential
     average of the policy's weights over rollouts: rewards are noisy, and the latest weights have learned the latest noise.
+    A policy for a range of cost weights is judged by its mean reward over :meth:`envs.cost_weights.CostWeight.reported`; one
+    that is to meet a target, first by how near its active fraction is (within :data:`NEAR` it counts as met), then by accuracy.
 
     Args:
         average: a copy of the policy, to become the average.
         decay: of the average per rollout; 0 keeps the latest weights.
         scenario: whose val users.
-        core: the training environment's core, for the checkpoint.
-        cost_weight: lambda.
+        core: the training environment's core, for the checkpoint and the cost weight.
+        rules: those of training.
         every: timesteps between two evaluations.
         folder: gets ``policy`` (the best one) and ``checkpoint`` (the latest).
         meta: what :func:`agents.checkpoint.save_policy` needs.
         margin: a later policy is kept only if it is better by more than so many standard errors of the paired difference
             (the one-standard-error rule of Breiman et al. 1984 with 1): among many looks at few val users the best is luck.
+        target: active fraction to meet, or None.
+
+    Attributes:
+        history: timesteps and mean val reward of every evaluation.
     """
+
+    NEAR = 0.02
 
     def __init__(
         self,
@@ -81,18 +128,21 @@ class BestOnVal(BaseCallback):
         decay: float,
         scenario: Scenario,
         core: PathwaySelection,
-        cost_weight: float,
+        rules: Rules,
         every: int,
         folder: Path,
         meta: dict[str, Any],
         margin: float = 0.0,
+        target: float | None = None,
     ) -> None:
         super().__init__()
-        self.scenario, self.core, self.cost_weight = scenario, core, cost_weight
+        self.scenario, self.core, self.rules = scenario, core, rules
         self.every, self.folder, self.meta = every, folder, meta
         self.average, self.decay = average, decay
-        self.margin = margin
+        self.margin, self.target = margin, target
         self.best: NDArray[np.float64] | None = None
+        self.best_distance = 0.0
+        self.history: list[tuple[int, float]] = []
         self.next_at = self.averaged_at = 0
         self.stop_asked = False
 
@@ -102,7 +152,7 @@ class BestOnVal(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._update_average()
         if self.stop_asked:
-            self.evaluate_and_save()
+            self.save()  # without another look at val users, which a run that is not stopped does not take
             raise KeyboardInterrupt
         if self.num_timesteps >= self.next_at:
             self.next_at = (self.num_timesteps // self.every + 1) * self.every
@@ -123,48 +173,84 @@ class BestOnVal(BaseCallback):
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the networks."""
         best = None if self.best is None else self.best.tolist()
-        return {"best": best, "next_at": self.next_at, "averaged_at": self.averaged_at}
+        known = {"best": best, "best_distance": self.best_distance, "history": self.history}
+        weight = None if self.rules.weight.varies else self.core.cost_weight.low
+        return {**known, "next_at": self.next_at, "averaged_at": self.averaged_at, "cost_weight": weight}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a :meth:`state`."""
         self.best = None if state["best"] is None else np.array(state["best"])
+        self.best_distance, self.history = state["best_distance"], [(int(at), value) for at, value in state["history"]]
         self.next_at, self.averaged_at = state["next_at"], state["averaged_at"]
+        if state["cost_weight"] is not None:
+            self.core.cost_weight = CostWeight(state["cost_weight"], state["cost_weight"])
 
-    def _is_better(self, rewards: NDArray[np.float64]) -> bool:
-        if self.best is None:
-            return True
+    def _is_better(self, rewards: NDArray[np.float64], distance: float) -> bool:
+        if self.best is None or distance != self.best_distance:
+            return self.best is None or distance < self.best_distance
         gain = rewards - self.best
         return bool(gain.mean() > self.margin * gain.std() / len(gain) ** 0.5)
 
     def evaluate_and_save(self) -> None:
         """Log the val users' figures; keep the policy if it is the best yet; write a checkpoint."""
-        users = self.scenario.users("val")
-        assert isinstance(self.model, PPO)
-        masks = choose_masks(self.average, self.scenario, users)
-        outcome = self.scenario.oracle.evaluate(users, masks, "query")
-        rewards = outcome.reward(self.cost_weight)
-        figures = {
-            "reward": rewards.mean(),
-            "accuracy": outcome.accuracy.mean(),
-            "cost": outcome.cost.mean(),
-            "active_fraction": masks.mean(),
-            "reward_spread": rewards.std(),
-            "distinct_masks": len(np.unique(masks, axis=0)),
-        }
-        for name, value in figures.items():
-            self.logger.record(f"val_users/{name}", float(value))
+        weights = self.core.cost_weight.reported()
+        found = [self._evaluate(weight) for weight in weights]
+        for weight, (figures, _, _) in zip(weights, found, strict=True):
+            for name, value in figures.items():
+                self.logger.record(f"val_users/{name}" + (f"_at_{weight:g}" if len(weights) > 1 else ""), value)
+        rewards = np.mean([outcome for _, outcome, _ in found], axis=0)
+        if len(weights) > 1:
+            self.logger.record("val_users/reward", float(rewards.mean()))
+        masks = found[len(found) // 2][2]
         for name, rate in zip(self.scenario.pathways, masks.mean(0), strict=True):
             self.logger.record(f"gate_rate/{name}", float(rate))
         shown = [mask.astype(np.int8) for mask in masks[:48]]
         image = gates_as_image(len(self.scenario.pathways), shown, height=len(shown))
         self.logger.record("gates", Image(image, "HWC"), exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(self.num_timesteps)
-        if self._is_better(rewards):
-            self.best = rewards
-            facts = {"val_reward": float(rewards.mean()), "at": self.num_timesteps}
-            save_policy(self.folder / "policy", self.average, {**self.meta, **facts})
+        self.history.append((self.num_timesteps, float(rewards.mean())))
+        self._keep_if_better(found, rewards)
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        assert isinstance(self.model, PPO)
         save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())
         self.scenario.save()
+
+    def _evaluate(self, weight: float) -> tuple[dict[str, float], NDArray[np.float64], Plans]:
+        """Figures, rewards ``[U]`` and last masks ``[U, P]`` of val users at one cost weight."""
+        users = self.scenario.users("val")
+        plans = choose_plans(self.average, self.scenario, users, self.rules, weight)
+        outcome, masks = self.scenario.oracle.evaluate(users, plans, "query"), plans[:, -1]
+        rewards = outcome.reward(weight)
+        figures = {
+            "reward": float(rewards.mean()),
+            "accuracy": float(outcome.accuracy.mean()),
+            "cost": float(outcome.cost.mean()),
+            "active_fraction": float(masks.mean()),
+            "reward_spread": float(rewards.std()),
+            "distinct_masks": len(np.unique(masks, axis=0)),
+        }
+        return figures, rewards, masks
+
+    def _keep_if_better(
+        self, found: list[tuple[dict[str, float], NDArray[np.float64], Plans]], rewards: NDArray[np.float64]
+    ) -> None:
+        distance = 0.0
+        if self.target is not None:
+            figures, rewards, _ = found[0]
+            distance = max(0.0, abs(figures["active_fraction"] - self.target) - self.NEAR)
+            # Mean accuracy: the weight moves, so that the reward is no yardstick.
+            rewards = rewards + self.core.cost_weight.low * figures["cost"]
+        if self._is_better(rewards, distance):
+            self.best, self.best_distance = rewards, distance
+            facts = {
+                "val_reward": float(rewards.mean()),
+                "at": self.num_timesteps,
+                "cost_weight": self.core.cost_weight.given(),
+            }
+            save_policy(self.folder / "policy", self.average, {**self.meta, **facts})
 
 
 @contextmanager

@@ -12,9 +12,13 @@ from torch import Tensor
 from agents.policies import POLICIES
 from backbones.artefacts import ArtefactError, load_artefact, save_artefact
 from envs.core import PathwaySelection
+from envs.cost_weights import CostWeight
 from envs.oracles import Plans, Users
+from envs.rules import Rules
 from envs.scenario import Scenario
 
+AT_ONCE = 1024
+"""Users whose masks are chosen together."""
 POLICY, CHECKPOINT = "gating policy", "training checkpoint"
 
 
@@ -24,8 +28,8 @@ def save_policy(path: Path, policy: BasePolicy, meta: dict[str, Any]) -> None:
     Args:
         path: without suffix.
         policy: the network.
-        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, ``pathways``, and ``scenario``, the
-            scenario's fingerprint.
+        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, ``pathways``, ``scenario`` (the scenario's
+            fingerprint) and ``rules`` (those it was trained by).
     """
     save_artefact(path, POLICY, policy.state_dict(), meta)
 
@@ -42,7 +46,8 @@ def load_policy(path: Path, scenario: Scenario) -> tuple[BasePolicy, dict[str, A
             f"the policy in {path} was trained on the pathways {meta['pathways']}, this scenario has {list(scenario.pathways)}."
         )
     check_scenario(path, meta, scenario)
-    core = PathwaySelection(scenario, "train", cost_weight=0.0, rounds=1, slots=1)
+    rules = Rules.from_json(meta["rules"])
+    core = rules.core(scenario, slots=1)
     named = POLICIES[meta["policy"]]
     kind = PPO.policy_aliases[named] if isinstance(named, str) else named
     policy = kind(core.observation_space, core.action_space, lambda _: 0.0, **meta["policy_kwargs"])
@@ -63,10 +68,44 @@ def check_scenario(path: Path, meta: dict[str, Any], scenario: Scenario) -> None
         )
 
 
-def choose_masks(policy: BasePolicy, scenario: Scenario, users: Users) -> Plans:
-    """The deterministic policy's masks ``[B, P]`` for users ``[B]``, from their support sets."""
-    observation = {"user": scenario.embeddings[users], "pathways": scenario.statistics[users]}
-    return policy.predict(observation, deterministic=True)[0].astype(bool)
+def choose_plans(
+    policy: BasePolicy, scenario: Scenario, users: Users, rules: Rules, cost_weight: float | None = None
+) -> Plans:
+    """The deterministic policy's plans ``[B, R, P]`` for users ``[B]``, from their support sets.
+
+    Args:
+        policy: trained by ``rules``.
+        scenario: whose users.
+        users: positions, of any splits.
+        rules: masks per episode, and whether a step decides one pathway.
+        cost_weight: shown to a policy that was trained for a range of them; None: for others.
+
+    Raises:
+        ValueError: if the policy was trained for a range and no weight, or one outside of it, is given.
+    """
+    if cost_weight is None and rules.weight.varies:
+        raise ValueError(f"the policy was trained for cost weights {rules.cost_weight}; say at which one it should choose.")
+    parts = []
+    for some in np.split(users, range(AT_ONCE, len(users), AT_ONCE)):
+        core = rules.core(scenario, slots=max(1, len(some)))
+        core.place(some, cost_weight if rules.weight.varies else None)
+        slots = np.arange(len(some))
+        for _ in range(core.steps):
+            core.decide(slots, policy.predict(core.observe(slots), deterministic=True)[0])
+        parts.append(core.plans)
+    return np.concatenate(parts)
+
+
+def choose_masks(
+    policy: BasePolicy, scenario: Scenario, users: Users, cost_weight: float | None = None, rules: Rules | None = None
+) -> Plans:
+    """The last masks ``[B, P]`` of :func:`choose_plans`; without ``rules`` those that the policy's observations imply."""
+    if rules is None:
+        spaces = policy.observation_space.spaces  # type: ignore[attr-defined]
+        shown = spaces.get("cost_weight")
+        weight = CostWeight(*(round(float(end[0]), 6) for end in (shown.low, shown.high))).given() if shown is not None else 0.0
+        rules = Rules(weight, layerwise="turn" in spaces)
+    return choose_plans(policy, scenario, users, rules, cost_weight)[:, -1]
 
 
 def save_checkpoint(path: Path, model: PPO, average: BasePolicy, core: PathwaySelection, extra: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bootstrap import GapClosed, Interval, gap_closed, paired_difference
-from agents.rivals import best_static, random_masks, searched, shuffled_masks, thresholded
+from agents.rivals import SAMPLE, best_static, random_masks, searched, shuffled_masks, thresholded
 from agents.simple import simple_rivals
 from envs.oracles import Plans, Users
 from envs.scenario import Scenario
@@ -79,7 +79,7 @@ def compare(
 
     Args:
         scenario: whose users.
-        choose: the gating policy, ``users [U] -> masks [U, P]``.
+        choose: the gating policy, ``users [U] -> masks [U, P]``, or plans ``[U, R, P]`` of several rounds.
         cost_weight: lambda.
         seed: of the random rivals.
         split: ``test`` for reports.
@@ -87,7 +87,8 @@ def compare(
     """
     users, shape = scenario.users(split), (len(scenario.users(split)), len(scenario.pathways))
     rng = np.random.default_rng([seed, 77])
-    mine = choose(users)
+    plans = choose(users)
+    mine = plans if plans.ndim == 2 else plans[:, -1]
     static = np.repeat(best_static(scenario, cost_weight, seed)[None], len(users), axis=0)
     on, off = np.ones(shape, dtype=bool), np.zeros(shape, dtype=bool)
 
@@ -102,7 +103,7 @@ def compare(
         return _result(scenario, users, draws, labels, role)
 
     found = {
-        "ppo": result([mine], few),
+        "ppo": result([plans], few),
         "all_on": result([on], few),
         "all_off": result([off], none),
         "best_static": result([static], few),
@@ -125,6 +126,7 @@ def compare(
 
 def _result(scenario: Scenario, users: Users, draws: Sequence[Plans], labels: NDArray[np.int64], role: str) -> Result:
     outcomes = [scenario.oracle.evaluate(users, masks, role) for masks in draws]
+    draws = [masks if masks.ndim == 2 else masks[:, -1] for masks in draws]
     return Result(
         np.mean([o.accuracy for o in outcomes], axis=0),
         np.mean([o.cost for o in outcomes], axis=0),
@@ -172,9 +174,8 @@ def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]
     }
 
 
-def table(summary: Mapping[str, Any], cost_weight: float) -> str:
-    """The held-out table as Markdown, with what follows from it."""
-    test = summary["test"]
+def table(test: Mapping[str, Any], cost_weight: float) -> str:
+    """What :func:`summarise` found as Markdown, with what follows from it."""
     lines = [
         f"| method | reward at cost weight {cost_weight:g} | accuracy | cost | on | distinct masks | labels used |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -222,13 +223,13 @@ def group_table(scenario: Scenario, found: Mapping[str, Result], split: str = "t
 def leakage(scenario: Scenario) -> dict[str, dict[str, float]]:
     """Validation accuracy of ``all_off`` and ``all_on`` by split; ``standard_error``, that of train users less val users.
 
-    Train users far above val users: something was fitted on what is rewarded.
+    Train users far above val users: something was fitted on what is rewarded. Of many users :data:`SAMPLE` are asked.
     """
     out: dict[str, dict[str, float]] = {"standard_error": {}}
     for name, bit in (("all_off", False), ("all_on", True)):
         out[name], variance = {}, 0.0
         for split in ("train", "val"):
-            users = scenario.users(split)
+            users = scenario.users(split)[:SAMPLE]
             masks = np.full((len(users), len(scenario.pathways)), bit)
             accuracy = scenario.oracle.evaluate(users, masks).accuracy
             out[name][split] = float(accuracy.mean())

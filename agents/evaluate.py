@@ -8,6 +8,8 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,70 +18,108 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 
-from agents.checkpoint import choose_masks, load_policy
-from agents.comparison import compare, group_table, leakage, leakage_lines, summarise, table, to_json, user_rows
+from agents.budget import AtMost
+from agents.checkpoint import choose_plans, load_policy
+from agents.comparison import Result, compare, group_table, leakage, leakage_lines, summarise, table, to_json, user_rows
+from agents.policies import GatingPolicy
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
+from envs.cost_weights import CostWeight
+from envs.oracles import Plans, Users
+from envs.rules import Rules
 from envs.scenario import Scenario
 
 
-def evaluate_run(folder: Path) -> dict[str, Any]:
+def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | None = None) -> dict[str, Any]:
     """Measure a run's policy and its rivals on test users, print the table and write the files.
+
+    Args:
+        folder: of the run.
+        weights: cost weights to measure at instead of those of the run; the files are then left as they are.
+        max_active: an exact budget put on the trained policy; likewise.
 
     Raises:
         FileNotFoundError: if the folder is no run.
         ArtefactError: if its policy is missing or damaged.
+        ValueError: for cost weights that the policy was not trained for.
     """
     config = RunConfig.load(folder)
-    scenario = config.scenario()
-    policy, _ = load_policy(folder / "policy", scenario)
-    if config.rounds > 1:
-        print(f"note: trained with {config.rounds} rounds, measured (like its rivals) with the first decision alone")
+    scenario, rules = config.scenario(), config.rules
+    policy, meta = load_policy(folder / "policy", scenario)
+    if max_active is not None:
+        limit(policy, max_active)
     start = time.perf_counter()
-    found = compare(
-        scenario,
-        lambda users: choose_masks(policy, scenario, users),
-        config.cost_weight,
-        config.seed,
-        search=config.search,
-    )
+    chosen_at = tuple(weights) or CostWeight.parse(meta["cost_weight"]).reported()
+    by_weight = {}
+    for weight in chosen_at:
+
+        def choose(users: Users, weight: float = weight) -> Plans:
+            return choose_plans(policy, scenario, users, rules, weight)
+
+        by_weight[weight] = compare(scenario, choose, weight, config.seed, search=config.search)
     apart = leakage(scenario)
     scenario.save()
-    each = seconds_per_user(scenario, policy)
+    main = chosen_at[len(chosen_at) // 2]
+    each = seconds_per_user(scenario, policy, rules, main)
     spent = max(time.perf_counter() - start, read_seconds(folder)["evaluate"])  # a repetition reads the cached answers
-    write_seconds(folder, {"evaluate": spent})
     summary = {
         "env": config.env,
         "seed": config.seed,
         "total_timesteps": config.total_timesteps,
-        "cost_weight": config.cost_weight,
-        "wall_seconds": read_seconds(folder),
-        "test": summarise(found, config.cost_weight),
+        "cost_weight": main,
+        "trained_for": config.cost_weight,
+        "wall_seconds": {**read_seconds(folder), "evaluate": spent},
+        "test": summarise(by_weight[main], main),
+        "by_cost_weight": {f"{weight:g}": summarise(found, weight) for weight, found in by_weight.items()},
         "leakage": apart,
         "notes": list(scenario.notes),
         "seconds_per_user": each,
     }
-    parts = [table(summary, config.cost_weight), group_table(scenario, found), leakage_lines(apart)]
-    if each is not None:
-        parts.append(f"seconds to personalise one user, from raw support examples to adapted weights: {each:.3f}")
-    if scenario.notes:
-        parts.append("\n".join(scenario.notes))
-    text = "\n\n".join(parts)
-    write_atomically(folder / "summary.json", to_json(summary))
-    write_atomically(folder / "users.csv", user_rows(scenario, found, config.cost_weight).encode())
-    write_atomically(folder / "table.md", (text + "\n").encode())
+    text = _page(summary, scenario, by_weight[main])
+    if not weights and max_active is None:
+        write_seconds(folder, {"evaluate": spent})
+        write_atomically(folder / "summary.json", to_json(summary))
+        for weight, found in by_weight.items():
+            name = "users.csv" if weight == main else f"users_at_{weight:g}.csv"
+            write_atomically(folder / name, user_rows(scenario, found, weight).encode())
+        write_atomically(folder / "table.md", (text + "\n").encode())
     print(f"\n{text}")
     return summary
 
 
-def seconds_per_user(scenario: Scenario, policy: BasePolicy, users: int = 9) -> float | None:
-    """Median seconds from raw support examples to adapted weights, one test user at a time; None in toy problems."""
-    if scenario.personalise is None:
+def _page(summary: Mapping[str, Any], scenario: Scenario, found: Mapping[str, Result]) -> str:
+    parts = [table(test, float(weight)) for weight, test in summary["by_cost_weight"].items()]
+    parts += [group_table(scenario, found), leakage_lines(summary["leakage"])]
+    if summary["seconds_per_user"] is not None:
+        each = summary["seconds_per_user"]
+        parts.append(f"seconds to personalise one user, from raw support examples to adapted weights: {each:.3f}")
+    if scenario.notes:
+        parts.append("\n".join(scenario.notes))
+    return "\n\n".join(parts)
+
+
+def limit(policy: BasePolicy, max_active: int) -> None:
+    """Put an exact budget on a trained policy: it keeps the ``max_active`` best-scored pathways of those it would switch on."""
+    if not isinstance(policy, GatingPolicy) or "turn" in policy.observation_space.spaces:  # type: ignore[attr-defined]
+        raise ValueError("--max-active needs a GatingPolicy that scores all pathways at once.")
+    AtMost(policy.action_space.shape[0], max_active)  # type: ignore[index]  # refuses impossible budgets
+    policy.max_active = max_active
+
+
+def seconds_per_user(
+    scenario: Scenario, policy: BasePolicy, rules: Rules, weight: float, users: int = 9
+) -> float | None:
+    """Median seconds from raw support examples to adapted weights, one test user at a time.
+
+    None in toy problems, and with several rounds (which :attr:`Scenario.personalise` does not play).
+    """
+    if scenario.personalise is None or rules.rounds > 1:
         return None
 
     def choose(observation: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
-        return policy.predict(observation, deterministic=True)[0].astype(bool)
+        alone = replace(scenario, embeddings=observation["user"], statistics=observation["pathways"])
+        return choose_plans(policy, alone, np.zeros(1, dtype=np.int64), rules, weight)[:, -1]
 
     taken = []
     for user in scenario.users("test")[: users + 1]:  # the first one warms up
@@ -106,10 +146,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m agents.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, as agents.train_ppo named it")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    parser.add_argument("--cost-weight", type=float, nargs="+", default=[], help="measure at these (default: those of the run)")
+    parser.add_argument("--max-active", type=int, help="keep only so many pathways, the best-scored ones")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
     try:
-        evaluate_run(args.run)
+        evaluate_run(args.run, args.cost_weight, args.max_active)
     except (ValueError, FileNotFoundError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
 

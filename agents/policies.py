@@ -9,35 +9,48 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 
+from agents.budget import AtMost
 from envs.statistics import NAMES
 
 WAVES = 4
 """A pathway's depth is shown to the scorer as this many cosines and sines as well: where it is matters sharply."""
 
+WEIGHT_SCALE = 10.0
+"""Cost weights are about a tenth; the network sees them about one."""
+
 
 class PathwayFeatures(BaseFeaturesExtractor):
-    """Per pathway: its own statistics, its depth as waves, the user embedding, mean and maximum of the statistics.
+    """Per pathway: its statistics, its depth as waves, the user embedding, mean and maximum of the statistics.
+
+    Where the observation tells them: the cost weight, and whether it is this pathway's turn.
 
     Args:
-        observation_space: ``Dict`` of ``user`` ``[E]`` and ``pathways`` ``[P, S]``.
+        observation_space: ``Dict`` of ``user`` ``[E]`` and ``pathways`` ``[P, S]``, ``cost_weight`` ``[1]``, ``turn`` ``[P]``.
     """
 
     def __init__(self, observation_space: gym.spaces.Dict) -> None:
         (pathways, statistics), (embedding,) = (observation_space[k].shape or () for k in ("pathways", "user"))
-        self.own = statistics + 2 * WAVES
-        self.shape = (pathways, self.own + embedding + 2 * statistics)
+        self.own = statistics + 2 * WAVES + ("turn" in observation_space.spaces)
+        self.shape = (pathways, self.own + embedding + 2 * statistics + ("cost_weight" in observation_space.spaces))
         super().__init__(observation_space, features_dim=self.shape[0] * self.shape[1])
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """``[B, P * (3 S + 2 WAVES + E)]``."""
-        own = observations["pathways"]
-        angles = own[..., NAMES.index("depth")][..., None] * torch.arange(1, WAVES + 1, device=own.device) * math.pi
-        shared = torch.cat([observations["user"], own.mean(1), own.amax(1)], 1)
-        return torch.cat([own, angles.cos(), angles.sin(), shared[:, None].expand(-1, own.shape[1], -1)], -1).flatten(1)
+        """``[B, P * width]``, each pathway's own features first."""
+        seen = observations["pathways"]
+        angles = seen[..., NAMES.index("depth")][..., None] * torch.arange(1, WAVES + 1, device=seen.device) * math.pi
+        own = [seen, angles.cos(), angles.sin()]
+        shared = [observations["user"], seen.mean(1), seen.amax(1)]
+        if "cost_weight" in observations:
+            shared.append(WEIGHT_SCALE * observations["cost_weight"])
+        if "turn" in observations:
+            own.append(observations["turn"][..., None])
+        common = torch.cat(shared, 1)[:, None].expand(-1, seen.shape[1], -1)
+        return torch.cat([*own, common], -1).flatten(1)
 
 
 class PathwayScorer(nn.Module):
@@ -46,12 +59,13 @@ class PathwayScorer(nn.Module):
     Args:
         pathways: P. width: of one pathway's features. own: how many of them come first and are the pathway's own.
         hidden: width of both networks' two hidden layers.
+        by_turn: give the logit of the pathway whose turn it is (the last of its own features) instead of all.
     """
 
-    def __init__(self, pathways: int, width: int, own: int, hidden: int) -> None:
+    def __init__(self, pathways: int, width: int, own: int, hidden: int, by_turn: bool) -> None:
         super().__init__()
-        self.pathways, self.own = pathways, own
-        self.latent_dim_pi, self.latent_dim_vf = pathways, hidden
+        self.pathways, self.own, self.by_turn = pathways, own, by_turn
+        self.latent_dim_pi, self.latent_dim_vf = 1 if by_turn else pathways, hidden
         self.score = nn.Sequential(*create_mlp(width, 1, [hidden, hidden], nn.Tanh))
         self.value = nn.Sequential(*create_mlp(width - own, hidden, [hidden], nn.Tanh), nn.Tanh())
 
@@ -60,11 +74,13 @@ class PathwayScorer(nn.Module):
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_actor(self, features: Tensor) -> Tensor:
-        """Logits ``[B, P]``."""
-        return self.score(features.unflatten(1, (self.pathways, -1)))[..., 0]
+        """Logits ``[B, P]``, or ``[B, 1]`` by turn."""
+        each = features.unflatten(1, (self.pathways, -1))
+        logits = self.score(each)[..., 0]
+        return (logits * each[..., self.own - 1]).sum(1, keepdim=True) if self.by_turn else logits
 
     def forward_critic(self, features: Tensor) -> Tensor:
-        """``[B, hidden]`` from what is the same for all pathways: embedding, mean and maximum."""
+        """``[B, hidden]`` from what is the same for all pathways: embedding, mean, maximum and cost weight."""
         return self.value(features.unflatten(1, (self.pathways, -1))[:, 0, self.own :])
 
 
@@ -92,6 +108,9 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         initial_logit: where every pathway's logit starts; below zero, training starts with few pathways on, and those
             that make no difference stay off.
         start: ``[P]`` logits to which the scorer's are added, learned along: a mask to depart from; None for none.
+        max_active: an exact budget, see :class:`agents.budget.AtMost`; None for none. May be set later as well.
+
+    Where the observation has a ``turn``, the one bit asked for is that pathway's (the last feature of its own).
     """
 
     def __init__(
@@ -100,16 +119,26 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         hidden: int = 128,
         initial_logit: float = 0.0,
         start: Sequence[float] | None = None,
+        max_active: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.hidden, self.initial_logit, self.start = hidden, initial_logit, start
+        self.hidden, self.initial_logit, self.start, self.max_active = hidden, initial_logit, start, max_active
         super().__init__(*args, **{**kwargs, "features_extractor_class": PathwayFeatures})
+        if max_active is not None and "turn" in self.observation_space.spaces:  # type: ignore[attr-defined]
+            raise ValueError("max_active needs the scores of all pathways at once; leave it out where steps decide one pathway.")
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        logits = self.action_net(latent_pi)
+        if self.max_active is None:
+            return self.action_dist.proba_distribution(action_logits=logits)
+        return AtMost(logits.shape[1], self.max_active).proba_distribution(logits)
 
     def _build_mlp_extractor(self) -> None:
         features = self.features_extractor
         assert isinstance(features, PathwayFeatures)
         pathways, width = features.shape
-        self.mlp_extractor = PathwayScorer(pathways, width, features.own, self.hidden)  # type: ignore[assignment]
+        by_turn = "turn" in self.observation_space.spaces  # type: ignore[attr-defined]
+        self.mlp_extractor = PathwayScorer(pathways, width, features.own, self.hidden, by_turn)  # type: ignore[assignment]
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from agents.policies import POLICIES
 from backbones.artefacts import write_atomically
 from backbones.registry import did_you_mean
 from envs import known_spec
-from envs.core import check_rounds
-from envs.scenario import Scenario, check_arguments, load_scenario
+from envs.rules import Rules
+from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
 from meta.arguments import parse_value
 
 PPO_SETTINGS = frozenset(
@@ -42,20 +43,21 @@ class RunConfig:
     """Everything that determines a run.
 
     Attributes:
-        env: id. seed: of the scenario (where it takes one) and of PPO. cost_weight: lambda.
+        env: id. seed: of the scenario (where it takes one) and of PPO. cost_weight: lambda, or ``"uniform:LOW:HIGH"``.
         total_timesteps: adaptations to learn from. eval_freq: timesteps between evaluations on val users.
         n_envs: users at a time. policy: a name in :data:`agents.policies.POLICIES`. policy_kwargs: its arguments.
         average: decay per rollout of the average of the policy's weights that is evaluated and kept; 0 keeps the latest.
         warm_start: begin as the best static mask of train users (``GatingPolicy`` only), and keep what is better by more
             than one standard error on val users. With few train users much of the reward is noise to be learned by heart.
         search: measure the rivals that try hundreds of masks per test user as well; slow where test users are many.
+        target_active: share of pathways that the policy is to switch on; the cost weight is moved until it does.
         tensorboard_log: where the curves go, into a folder named like the run's; None for ``tensorboard`` in the run's.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
 
     env: str
     seed: int
-    cost_weight: float
+    cost_weight: float | str
     total_timesteps: int
     eval_freq: int
     n_envs: int
@@ -64,6 +66,7 @@ class RunConfig:
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
     warm_start: bool = False
     search: bool = True
+    target_active: float | None = None
     tensorboard_log: str | None = None
     ppo: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -73,12 +76,19 @@ class RunConfig:
             raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
         if self.warm_start and self.policy != "GatingPolicy":
             raise ValueError(f"warm_start needs the policy GatingPolicy, not {self.policy!r}.")
+        if "max_active" in self.policy_kwargs and self.policy != "GatingPolicy":
+            raise ValueError(f"max_active needs the policy GatingPolicy, not {self.policy!r}.")
+        if self.warm_start and self.rules.layerwise:
+            raise ValueError("warm_start departs from a whole mask; pass -P warm_start:false where steps decide one pathway.")
         for name in ("total_timesteps", "eval_freq", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1, got {self.average}.")
-        check_rounds(self.rounds)
+        if self.target_active is not None and not 0 < self.target_active <= 1:
+            raise ValueError(f"target_active is a share of the pathways, above 0 and at most 1; got {self.target_active}.")
+        if self.target_active is not None and self.rules.weight.varies:
+            raise ValueError("target_active moves the cost weight itself; give one number as cost_weight to start from, no range.")
         check_arguments(*self._scenario_arguments())
 
     def events(self, folder: Path) -> Path:
@@ -86,9 +96,10 @@ class RunConfig:
         return Path(self.tensorboard_log) / folder.resolve().name if self.tensorboard_log else folder / "tensorboard"
 
     @property
-    def rounds(self) -> int:
-        """Decisions per episode."""
-        return self.env_kwargs.get("rounds", 1)
+    def rules(self) -> Rules:
+        """What an episode consists of."""
+        given = {**known_spec(self.env).kwargs, **self.env_kwargs}
+        return Rules(self.cost_weight, **{name: given[name] for name in ("rounds", "layerwise") if name in given})
 
     def scenario(self) -> Scenario:
         """The environment's scenario, built with this run's seed."""
@@ -96,9 +107,11 @@ class RunConfig:
         return load_scenario(name, **kwargs)
 
     def _scenario_arguments(self) -> tuple[str, dict[str, Any]]:
-        kwargs = {**known_spec(self.env).kwargs, "seed": self.seed, **self.env_kwargs}
-        kwargs.pop("rounds", None)
-        return kwargs.pop("scenario"), kwargs
+        kwargs = {**known_spec(self.env).kwargs, **self.env_kwargs}
+        name = kwargs.pop("scenario")
+        for rule in ("rounds", "layerwise"):
+            kwargs.pop(rule, None)
+        return name, {"seed": self.seed, **kwargs} if "seed" in signature(builder_of(name)).parameters else kwargs
 
     def save(self, folder: Path) -> None:
         """Write ``config.json``."""

@@ -7,28 +7,19 @@ table on test users. ``python -m agents.train_ppo --help`` lists the flags, the 
 import argparse
 import sys
 import time
-from copy import deepcopy
 from pathlib import Path
 
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.callbacks import BestOnVal, Curves, stop_between_rollouts
-from agents.checkpoint import restore_checkpoint
+from agents.callbacks import BestOnVal
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
-from agents.policies import POLICIES
-from agents.rivals import best_static
+from agents.learning import learn
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
-from backbones.artefacts import ArtefactError, exists
+from backbones.artefacts import ArtefactError
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
-from envs.sb3 import PathwaySelectionVecEnv
+from envs.cost_weights import CostWeight
 from meta.arguments import add_flags, given, parse_pairs, show_log
-
-WARM = 1.5
-"""Logits of a warm start: every bit of the best static mask with a probability of .82."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +30,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--env", help="environment id (default: dsa/DigitsResNet-v0; with --users dsa/Personal-v0)")
     parser.add_argument("-n", "--total-timesteps", type=int, help="adaptations to learn from (default: per env, in YAML)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone, initialisation and PPO (default: 0)")
-    parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda in reward = accuracy - lambda * cost")
+    parser.add_argument(
+        "--cost-weight",
+        default="0.1",
+        help="lambda in reward = accuracy - lambda * cost; uniform:0:0.3 trains one policy for every budget (default: 0.1)",
+    )
+    parser.add_argument("--target-active", type=float, help="move the cost weight until so large a share of pathways is on")
+    parser.add_argument("--max-active", type=int, help="never more than so many pathways on: the best-scored ones")
     parser.add_argument("-f", "--log-dir", type=Path, help="the run's folder (default: a new logs/<env>_<n>)")
     parser.add_argument(
         "-tb", "--tensorboard-log", type=Path, help="event files, in a folder named like the run (default: <run>/tensorboard)"
@@ -96,13 +93,14 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         settings["total_timesteps"] = args.total_timesteps
     if args.eval_freq is not None:
         settings["eval_freq"] = args.eval_freq
-    if not args.cost_weight >= 0:
-        raise ValueError(f"--cost-weight must be at least 0, got {args.cost_weight}.")
+    if args.max_active is not None:
+        settings["policy_kwargs"] = {**settings["policy_kwargs"], "max_active": args.max_active}
     ppo = {name: settings.pop(name) for name in PPO_SETTINGS & settings.keys()}
     return RunConfig(
         env=args.env,
         seed=args.seed,
-        cost_weight=args.cost_weight,
+        cost_weight=CostWeight.parse(args.cost_weight).given(),
+        target_active=args.target_active,
         ppo=ppo,
         env_kwargs={**given(args), **parse_pairs(args.env_kwargs, "--env-kwargs")},
         tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
@@ -123,34 +121,15 @@ def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
     return folder
 
 
-def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> None:
+def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> BestOnVal:
     """PPO on train users, best policy by val users; goes on from the folder's checkpoint if there is one."""
     scenario = config.scenario()
     start = time.perf_counter()
-    env = PathwaySelectionVecEnv(scenario, config.n_envs, "train", config.cost_weight, config.rounds)
-    env.seed(config.seed)
-    policy, kwargs = POLICIES[config.policy], dict(config.policy_kwargs)
-    if config.warm_start:
-        static = best_static(scenario, config.cost_weight, config.seed)
-        kwargs |= {"start": [WARM if on else -WARM for on in static], "initial_logit": 0.0}
-    model = PPO(policy, VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=args.device, **config.ppo)
-    model.set_logger(configure(str(config.events(folder)), ["tensorboard"]))
-    meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}
-    meta["scenario"] = scenario.fingerprint
-    average = deepcopy(model.policy)
-    margin = 1.0 if config.warm_start else 0.0  # depart from the best static mask for a reason only
-    best = BestOnVal(average, config.average, scenario, env.core, config.cost_weight, config.eval_freq, folder, meta, margin)
-    if exists(folder / "checkpoint"):
-        best.restore(restore_checkpoint(folder / "checkpoint", model, average, env.core))
-    left = config.total_timesteps - model.num_timesteps
-    if left > 0:
-        with stop_between_rollouts(best):
-            model.learn(left, callback=[Curves(args.progress), best], reset_num_timesteps=model.num_timesteps == 0)
-        if best.stop_asked:  # during the last rollout
-            raise KeyboardInterrupt
+    best = learn(config, scenario, folder, events=config.events(folder), device=args.device, progress=args.progress)
     before = read_seconds(folder)  # what was spent before a resume counts too
     made = {stage: max(spent, before[stage]) for stage, spent in scenario.seconds.items()}
     write_seconds(folder, {**made, "ppo": before["ppo"] + time.perf_counter() - start})
+    return best
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``dsa/DigitsResNet-v0``: real digits, simulated users, a small ResNet with inline adapters."""
+"""``dsa/DigitsResNet-v0`` and ``dsa/DigitsResNetLayerwise-v0``: real digits, simulated users, a small ResNet with inline adapters."""
 
 from envs.single import PathwaySelectionEnv
 
@@ -45,7 +45,9 @@ class DigitsResNetEnv(PathwaySelectionEnv):
     ## Arguments
 
     * ``split`` (``"train"``): ``"train"``, ``"val"`` or ``"test"``;
-    * ``cost_weight`` (0.1): lambda; ``rounds`` (1); ``render_mode``: ``"ansi"`` or ``"rgb_array"``;
+    * ``cost_weight`` (0.1): lambda, or ``"uniform:LOW:HIGH"``, drawn for every episode and then observed as ``cost_weight``
+      ``[1]``; ``rounds`` (1); ``render_mode``: ``"ansi"`` or ``"rgb_array"``;
+    * ``layerwise`` (False): decide one pathway per step, as in :class:`envs.digits.DigitsResNetLayerwiseEnv`;
     * ``seed`` (0): of images, users, backbone and meta-initialisation;
     * ``train_users`` (600), ``val_users`` (120), ``test_users`` (240);
     * ``shifts``: names from the registry :mod:`users.shifts`;
@@ -59,6 +61,48 @@ class DigitsResNetEnv(PathwaySelectionEnv):
 
     ``info`` holds ``user`` and ``shifts``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``,
     ``mask``, ``reward_accuracy``, ``reward_cost``.
+
+    ## Versions
+
+    * v0: first version.
+    """
+
+
+class DigitsResNetLayerwiseEnv(PathwaySelectionEnv):
+    """``dsa/DigitsResNet-v0`` with one pathway decided per step, from the first block to the head.
+
+    ## Description
+
+    The same users, model and initialisation as :class:`DigitsResNetEnv`. The agent walks along the network and decides at
+    every block whether its adapter is on, knowing what it decided before, in the manner of AMC (He et al. 2018, "AMC: AutoML
+    for Model Compression and Acceleration on Mobile Devices"). The model is adapted once, when the mask is whole.
+
+    ## Observation space
+
+    A ``Dict``, all float32 within +-10: ``user`` ``[32]`` and ``pathways`` ``[7, 8]`` as in :class:`DigitsResNetEnv`, but for the
+    statistic ``gate``, which is 1 for pathways decided to be on and 0 for those decided to be off or not yet decided; and
+    ``turn`` ``[7]``, 1 for the pathway to decide now.
+
+    ## Action space
+
+    ``MultiBinary(1)``: the gate of the pathway whose turn it is.
+
+    ## Rewards
+
+    0 until the last pathway is decided, then ``accuracy on 40 validation images - cost_weight * cost`` of the whole mask.
+
+    ## Starting state
+
+    The next user of a random order of the split, nothing decided.
+
+    ## Episode end
+
+    ``terminated`` after 7 steps (``rounds`` times 7), never ``truncated``.
+
+    ## Arguments
+
+    Those of :class:`envs.digits.DigitsResNetEnv`, with ``layerwise`` (True). ``info`` holds ``user``, ``shifts``, ``active_fraction`` and ``mask`` (so far) after every
+    step, and ``accuracy``, ``loss``, ``cost``, ``reward_accuracy``, ``reward_cost`` when a mask is whole.
 
     ## Versions
 

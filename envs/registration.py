@@ -51,19 +51,14 @@ def register_all() -> None:
     if "dsa/Planted-v0" in gym.registry:
         return
     register("dsa/Planted-v0", entry_point="envs.planted:PlantedEnv", scenario="planted")
+    register("dsa/Tabular-v0", entry_point="envs.tabular:TabularEnv", scenario="tabular")
     small = {"meta_steps": 2, "meta_users": 4}
     few = {"train_users": 12, "val_users": 4, "test_users": 6, "pretrain_epochs": 1}
     digits = {"users": "digits", "backbone": "resnet-small"}
-    register(
-        "dsa/DigitsResNet-v0",
-        **digits,
-        entry_point="envs.digits:DigitsResNetEnv",
-        miniature=small | few,
-        placement="inline",
-        outer_rate=1e-2,
-        resample=False,
-        keep="last",
-    )
+    inline: dict[str, Any] = {"placement": "inline", "outer_rate": 1e-2, "resample": False, "keep": "last"}
+    inline |= {**digits, "miniature": small | few}
+    register("dsa/DigitsResNet-v0", **inline, entry_point="envs.digits:DigitsResNetEnv")
+    register("dsa/DigitsResNetLayerwise-v0", **inline, entry_point="envs.digits:DigitsResNetLayerwiseEnv", layerwise=True)
     register("dsa/Personal-v0", **digits, miniature=small | few)
     register(
         "dsa/UnipenResNet-v0",

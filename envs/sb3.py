@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.core import PathwaySelection
+from envs.cost_weights import CostWeight
 from envs.rendering import gates_as_image
 from envs.scenario import Scenario, load_scenario
 
@@ -19,7 +20,7 @@ class PathwaySelectionVecEnv(VecEnv, EzPickle):
     Args:
         scenario: a registered name, or a :class:`Scenario`.
         num_envs: users at a time.
-        split, cost_weight, rounds, scenario_kwargs: as for the single environment.
+        split, cost_weight, rounds, layerwise, scenario_kwargs: as for the single environment.
 
     Rewards are measured on validation examples; ``infos`` carry both reward parts.
     """
@@ -29,13 +30,14 @@ class PathwaySelectionVecEnv(VecEnv, EzPickle):
         scenario: str | Scenario,
         num_envs: int,
         split: str = "train",
-        cost_weight: float = 0.1,
+        cost_weight: float | str | CostWeight = 0.1,
         rounds: int = 1,
+        layerwise: bool = False,
         **scenario_kwargs: Any,
     ) -> None:
-        EzPickle.__init__(self, scenario, num_envs, split, cost_weight, rounds, **scenario_kwargs)
+        EzPickle.__init__(self, scenario, num_envs, split, cost_weight, rounds, layerwise, **scenario_kwargs)
         built = load_scenario(scenario, **scenario_kwargs) if isinstance(scenario, str) else scenario
-        self.core = PathwaySelection(built, split, cost_weight, rounds, slots=num_envs)
+        self.core = PathwaySelection(built, split, cost_weight, rounds, num_envs, layerwise)
         self.render_mode = "rgb_array"  # VecEnv's constructor reads it
         super().__init__(num_envs, self.core.observation_space, self.core.action_space)
         self._slots = np.arange(num_envs)
@@ -48,7 +50,7 @@ class PathwaySelectionVecEnv(VecEnv, EzPickle):
             if seed is not None or not self._seeded:
                 self.core.seed(slot, int(np.random.default_rng(seed).integers(2**31)))
         self._seeded = True
-        self.reset_infos = self.core.reset(self._slots, [o.get("user") for o in self._options])
+        self.reset_infos = self.core.reset(self._slots, self._options)
         self._reset_seeds()
         self._reset_options()
         return self.core.observe(self._slots)
@@ -75,7 +77,7 @@ class PathwaySelectionVecEnv(VecEnv, EzPickle):
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """One heat-map row per slot: the mask decided last in the slot's present episode."""
-        last = [self.core.plans[s, max(int(self.core.done[s]) - 1, 0)].astype(np.int8) for s in self._slots]
+        last = self.core.latest().astype(np.int8)
         return [gates_as_image(len(mask), [mask], height=1) for mask in last]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:

@@ -1,6 +1,6 @@
 """The plain Gymnasium shell: one user per episode."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -20,29 +20,38 @@ class PathwaySelectionEnv(gym.Env[Observation, NDArray[np.int8]], EzPickle):
     Args:
         scenario: a registered name, or a :class:`Scenario`.
         split: whose users are drawn: ``train`` (default), ``val`` or ``test``.
-        cost_weight: lambda in ``reward = validation accuracy - lambda * cost``.
-        rounds: decisions per episode.
+        cost_weight: lambda in ``reward = validation accuracy - lambda * cost``; ``"uniform:LOW:HIGH"`` draws it anew for every
+            episode and shows it in the observation ``cost_weight`` ``[1]`` and in ``info``.
+        rounds: masks per episode.
+        layerwise: decide one pathway per step, in their order: an action is one bit, the observation ``turn`` ``[P]`` is 1 for
+            the pathway to decide, the statistic ``gate`` is what was decided so far, and the reward comes with the last.
         render_mode: None, ``"ansi"`` or ``"rgb_array"``.
         scenario_kwargs: passed on to the scenario's builder.
 
-    ``reset(options={"user": id_or_position})`` begins with a certain user.
+    ``reset(options={"user": id_or_position, "cost_weight": 0.2})`` begins with a certain user, or at a certain cost weight of
+    the range.
+
+    Attributes:
+        several_rounds: whether ``rounds`` may be above 1; a subclass that refuses them sets it to False.
     """
 
+    several_rounds: ClassVar[bool] = True
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(
         self,
         scenario: str | Scenario,
         split: str = "train",
-        cost_weight: float = 0.1,
+        cost_weight: float | str = 0.1,
         rounds: int = 1,
         render_mode: str | None = None,
+        layerwise: bool = False,
         **scenario_kwargs: Any,
     ) -> None:
-        EzPickle.__init__(self, scenario, split, cost_weight, rounds, render_mode, **scenario_kwargs)
+        EzPickle.__init__(self, scenario, split, cost_weight, rounds, render_mode, layerwise, **scenario_kwargs)
         check_render_mode(render_mode, self.metadata["render_modes"])
         built = load_scenario(scenario, **scenario_kwargs) if isinstance(scenario, str) else scenario
-        self.core = PathwaySelection(built, split, cost_weight, rounds, slots=1)
+        self.core = PathwaySelection(built, split, cost_weight, rounds, 1, layerwise)
         self.observation_space = self.core.observation_space  # type: ignore[assignment]
         self.action_space = self.core.action_space
         self.render_mode = render_mode
@@ -55,7 +64,7 @@ class PathwaySelectionEnv(gym.Env[Observation, NDArray[np.int8]], EzPickle):
         if seed is not None or not self._seeded:
             self.core.seed(0, int(self.np_random.integers(2**31)))
             self._seeded = True
-        infos = self.core.reset(ALONE, [(options or {}).get("user")])
+        infos = self.core.reset(ALONE, [options or {}])
         return self._observation(), infos[0]
 
     def step(self, action: NDArray[np.int8]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

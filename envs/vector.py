@@ -19,7 +19,7 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
     Args:
         scenario: a registered name, or a :class:`Scenario`.
         num_envs: users at a time.
-        split, cost_weight, rounds, scenario_kwargs: as for the single environment.
+        split, cost_weight, rounds, layerwise, scenario_kwargs: as for the single environment.
         render_mode: None, ``"ansi"`` or ``"rgb_array"``, which show one row per sub-environment.
     """
 
@@ -34,15 +34,16 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         scenario: str | Scenario,
         num_envs: int = 1,
         split: str = "train",
-        cost_weight: float = 0.1,
+        cost_weight: float | str = 0.1,
         rounds: int = 1,
         render_mode: str | None = None,
+        layerwise: bool = False,
         **scenario_kwargs: Any,
     ) -> None:
-        EzPickle.__init__(self, scenario, num_envs, split, cost_weight, rounds, render_mode, **scenario_kwargs)
+        EzPickle.__init__(self, scenario, num_envs, split, cost_weight, rounds, render_mode, layerwise, **scenario_kwargs)
         check_render_mode(render_mode, self.metadata["render_modes"])
         built = load_scenario(scenario, **scenario_kwargs) if isinstance(scenario, str) else scenario
-        self.core = PathwaySelection(built, split, cost_weight, rounds, slots=num_envs)
+        self.core = PathwaySelection(built, split, cost_weight, rounds, num_envs, layerwise)
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.single_observation_space = self.core.observation_space
@@ -65,9 +66,9 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
             if seeds[slot] is not None or not self._seeded[slot]:
                 self.core.seed(slot, int(np.random.default_rng(seeds[slot]).integers(2**31)))
                 self._seeded[slot] = True
-        user = (options or {}).get("user")
+        chosen = {name: value for name, value in (options or {}).items() if name != "reset_mask"}
         infos: dict[str, Any] = {}
-        for slot, info in zip(slots.tolist(), self.core.reset(slots, [user] * len(slots)), strict=True):
+        for slot, info in zip(slots.tolist(), self.core.reset(slots, [chosen] * len(slots)), strict=True):
             infos = self._add_info(infos, info, slot)
         return self.core.observe(self._slots), infos
 
@@ -91,6 +92,6 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
     def render(self) -> Any:
         """The masks decided so far in every slot's present episode."""
         ids = self.core.scenario.user_ids
-        last = [self.core.plans[s, max(int(self.core.done[s]) - 1, 0)].astype(np.int8) for s in self._slots]
+        last = self.core.latest().astype(np.int8)
         rows = [(ids[user], mask) for user, mask in zip(self.core.users, last, strict=True)]
         return render_gates(self.render_mode, self.core.scenario.pathways, rows[-24:])

@@ -1,0 +1,94 @@
+"""PPO on one scenario: what training, co-training and transfer have in common."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecMonitor
+
+from agents.callbacks import BestOnVal, Curves, DualAscent, stop_between_rollouts
+from agents.checkpoint import restore_checkpoint
+from agents.policies import POLICIES
+from agents.rivals import best_static
+from agents.run import RunConfig
+from backbones.artefacts import exists
+from envs.rules import Rules
+from envs.sb3 import PathwaySelectionVecEnv
+from envs.scenario import Scenario
+
+WARM = 1.5
+"""Logits of a warm start: every bit of the best static mask with a probability of .82."""
+
+
+def learn(
+    config: RunConfig,
+    scenario: Scenario,
+    folder: Path,
+    *,
+    rules: Rules | None = None,
+    start: BasePolicy | None = None,
+    events: Path | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> BestOnVal:
+    """PPO on a scenario's train users; the best policy by val users goes to ``folder / "policy"``.
+
+    Goes on from the folder's checkpoint if there is one, so that a finished run costs nothing.
+
+    Args:
+        config: PPO's settings, the seed, and how long.
+        scenario: whose users; the config's own, or another one in its place.
+        folder: for the policy and the checkpoint.
+        rules: of the episodes; None for the config's.
+        start: a policy for the same observations to learn on from; None for a random start.
+        events: for the curves; None for ``folder / "tensorboard"``.
+        device: of the policy network.
+        progress: whether to show a bar.
+
+    Raises:
+        ArtefactError: if the folder's checkpoint is damaged, or of another scenario.
+        KeyboardInterrupt: after a Ctrl-C, when everything is saved.
+    """
+    rules = rules or config.rules
+    env = PathwaySelectionVecEnv(scenario, config.n_envs, "train", rules.cost_weight, rules.rounds, rules.layerwise)
+    env.seed(config.seed)
+    kwargs = dict(config.policy_kwargs)
+    if config.warm_start:
+        static = best_static(scenario, float(np.mean(rules.weight.reported())), config.seed)
+        kwargs |= {"start": [WARM if on else -WARM for on in static], "initial_logit": 0.0}
+    model = PPO(
+        POLICIES[config.policy], VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=device, **config.ppo
+    )
+    if start is not None:
+        model.policy.load_state_dict(start.state_dict())
+    model.set_logger(configure(str(events or folder / "tensorboard"), ["tensorboard"]))
+    meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}
+    meta |= {"scenario": scenario.fingerprint, "rules": rules.to_json()}
+    best = BestOnVal(
+        deepcopy(model.policy),
+        config.average,
+        scenario,
+        env.core,
+        rules,
+        config.eval_freq,
+        folder,
+        meta,
+        margin=1.0 if config.warm_start else 0.0,  # depart from the best static mask for a reason only
+        target=config.target_active,
+    )
+    callbacks: list[BaseCallback] = [Curves(progress), best]
+    if config.target_active is not None:  # after `best`, so that a checkpoint holds the weight before the next move
+        callbacks.append(DualAscent(scenario, env.core, config.target_active))
+    if exists(folder / "checkpoint"):
+        best.restore(restore_checkpoint(folder / "checkpoint", model, best.average, env.core))
+    left = config.total_timesteps - model.num_timesteps
+    if left > 0:
+        with stop_between_rollouts(best):
+            model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
+        if best.stop_asked:  # during the last rollout
+            raise KeyboardInterrupt
+    return best
