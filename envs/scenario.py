@@ -1,6 +1,6 @@
 """A scenario: everything a pathway-selection environment needs to know, with the modelling already done."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backbones.registry import Registry, did_you_mean
+from envs.by_user import ByUser
 from envs.oracles import Oracle, Plans, Users
 
 Observe = Callable[[Users, Plans], NDArray[np.float32]]
@@ -28,7 +29,8 @@ class Scenario:
         splits: positions of the users of ``train``, ``val`` and ``test``.
         user_ids: one per user.
         user_info: facts for ``info`` that no policy sees (kind of shift).
-        embeddings: ``[U, E]`` float32.
+        embeddings: ``[U, E]`` float32. Where there are very many users, computed for those that are asked for, as are
+            statistics and scores (:class:`envs.by_user.ByUser`).
         statistics: ``[U, P, S]`` float32, before the first decision.
         oracle: what a mask is worth.
         observe: statistics after some rounds, ``(users [B], plans [B, R, P]) -> [B, P, S]``.
@@ -41,26 +43,29 @@ class Scenario:
         data: the users seen through the model, for rivals that choose no mask; None in problems without examples.
         personalise: from one user's raw support examples to adapted weights, everything computed afresh; for timing.
         notes: what the reader should know about the examples (texts cut off).
+        made_of: what answers depend on, by name: hashes of ``users``, ``backbone`` and ``meta-initialisation``, the name of
+            the ``placement``, and ``precision`` where it is not float32. Empty in problems without a model.
     """
 
     name: str
     pathways: tuple[str, ...]
     splits: Mapping[str, NDArray[np.int64]]
     user_ids: tuple[str, ...]
-    user_info: tuple[Mapping[str, Any], ...]
-    embeddings: NDArray[np.float32]
-    statistics: NDArray[np.float32]
+    user_info: Sequence[Mapping[str, Any]]
+    embeddings: NDArray[np.float32] | ByUser
+    statistics: NDArray[np.float32] | ByUser
     oracle: Oracle
     observe: Observe
-    groups: tuple[str, ...]
+    groups: Sequence[str]
     label_counts: Mapping[str, NDArray[np.int64]]
-    scores: Mapping[str, NDArray[np.float64]]
+    scores: Mapping[str, NDArray[np.float64] | ByUser]
     fingerprint: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     save: Callable[[], None] = lambda: None
     data: Any = None
     notes: tuple[str, ...] = ()
     personalise: Callable[[int, Choose], Any] | None = None
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
     def users(self, split: str) -> NDArray[np.int64]:
         """Positions of a split's users. Raises ``ValueError`` for an unknown split."""
@@ -73,6 +78,7 @@ SCENARIOS: Registry[str] = Registry("scenario")
 """Names to ``"module:function"``, imported when first asked for."""
 SCENARIOS.register("modelled", "envs.modelled:modelled")
 SCENARIOS.register("planted", "envs.planted:planted")
+SCENARIOS.register("tabular", "envs.tabular:tabular")
 
 
 def load_scenario(name: str, **kwargs: Any) -> Scenario:
