@@ -27,9 +27,11 @@ from backbones.artefacts import write_atomically
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Run = dict[str, dict[str, NDArray[np.float64]]]
 """Per method the columns of ``users.csv`` that are numbers, ``[U]`` each."""
+Rewards = dict[str, NDArray[np.float64]]
+"""Per method ``[U]``."""
 
 
-def finished(folder: Path, env: str, seed: int, weight: float, extra: Sequence[str]) -> Path:
+def finished(folder: Path, env: str, seed: int, weight: float | str, extra: Sequence[str]) -> Path:
     """The folder of one run, trained and evaluated first if it is not yet.
 
     Raises:
@@ -108,12 +110,14 @@ def conclusions(by_weight: dict[float, list[Run]]) -> list[str]:
         ]
         lines.append(f"| {weight:g} | {' | '.join(cells)} |")
     if defined:
-        names = defined[0][0]
-        pooled = [
-            {name: np.mean([d[seed][name] for d in defined], axis=0) for name in names} for seed in range(len(defined[0]))
-        ]
-        lines.append(f"| pooled {'| ' * 6}{gap_text(conclude(pooled).gap)} |")
+        lines.append(f"| pooled {'| ' * 6}{gap_text(conclude(pooled_over_weights(defined)).gap)} |")
     return lines
+
+
+def pooled_over_weights(rewards: Sequence[Sequence[Rewards]]) -> list[Rewards]:
+    """Per seed and method the mean over cost weights, of rewards by weight, seed and method."""
+    seeds = range(len(rewards[0]))
+    return [{name: np.mean([each[seed][name] for each in rewards], axis=0) for name in rewards[0][seed]} for seed in seeds]
 
 
 def gap_text(gap: GapClosed) -> str:
