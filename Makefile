@@ -23,8 +23,11 @@ lint: $(VENV)/.installed-dev
 type-check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m eval.bench
+# With DSA_DATA_ROOT set, the real people among the environments are measured too.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m eval.bench env --write docs/performance.md
+	$(BIN)/python -m eval.bench masks --write docs/performance.md
+	$(BIN)/python -m eval.bench scale --write docs/performance.md
 
 table: $(VENV)/.installed
 	$(BIN)/python -m eval.headline --write README.md

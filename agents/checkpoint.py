@@ -68,9 +68,7 @@ def check_scenario(path: Path, meta: dict[str, Any], scenario: Scenario) -> None
         )
 
 
-def choose_plans(
-    policy: BasePolicy, scenario: Scenario, users: Users, rules: Rules, cost_weight: float | None = None
-) -> Plans:
+def choose_plans(policy: BasePolicy, scenario: Scenario, users: Users, rules: Rules, cost_weight: float | None = None) -> Plans:
     """The deterministic policy's plans ``[B, R, P]`` for users ``[B]``, from their support sets.
 
     Args:

@@ -45,7 +45,7 @@ def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | 
         ValueError: for cost weights that the policy was not trained for.
     """
     config = RunConfig.load(folder)
-    scenario, rules = config.scenario(), config.rules
+    scenario, rules = config.scenario(folder), config.rules
     policy, meta = load_policy(folder / "policy", scenario)
     if max_active is not None:
         limit(policy, max_active)
@@ -107,9 +107,7 @@ def limit(policy: BasePolicy, max_active: int) -> None:
     policy.max_active = max_active
 
 
-def seconds_per_user(
-    scenario: Scenario, policy: BasePolicy, rules: Rules, weight: float, users: int = 9
-) -> float | None:
+def seconds_per_user(scenario: Scenario, policy: BasePolicy, rules: Rules, weight: float, users: int = 9) -> float | None:
     """Median seconds from raw support examples to adapted weights, one test user at a time.
 
     None in toy problems, and with several rounds (which :attr:`Scenario.personalise` does not play).

@@ -60,9 +60,7 @@ def learn(
     if config.warm_start:
         static = best_static(scenario, float(np.mean(rules.weight.reported())), config.seed)
         kwargs |= {"start": [WARM if on else -WARM for on in static], "initial_logit": 0.0}
-    model = PPO(
-        POLICIES[config.policy], VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=device, **config.ppo
-    )
+    model = PPO(POLICIES[config.policy], VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=device, **config.ppo)
     if start is not None:
         model.policy.load_state_dict(start.state_dict())
     model.set_logger(configure(str(events or folder / "tensorboard"), ["tensorboard"]))

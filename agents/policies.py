@@ -124,8 +124,10 @@ class GatingPolicy(MultiInputActorCriticPolicy):
     ) -> None:
         self.hidden, self.initial_logit, self.start, self.max_active = hidden, initial_logit, start, max_active
         super().__init__(*args, **{**kwargs, "features_extractor_class": PathwayFeatures})
-        if max_active is not None and "turn" in self.observation_space.spaces:  # type: ignore[attr-defined]
-            raise ValueError("max_active needs the scores of all pathways at once; leave it out where steps decide one pathway.")
+        if "turn" in self.observation_space.spaces:  # type: ignore[attr-defined]
+            for name, value in (("max_active", max_active), ("start", start)):
+                if value is not None:
+                    raise ValueError(f"{name} needs the scores of all pathways at once; leave it out where steps decide one.")
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         logits = self.action_net(latent_pi)

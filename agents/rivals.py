@@ -14,7 +14,7 @@ from envs.scenario import Scenario
 EXHAUSTIVE = 8
 """Up to this many pathways every mask is tried."""
 SAMPLED = 256
-SAMPLE = 2000
+SAMPLE = 600
 """Of more train users than this, so many are drawn for what is said about all of them."""
 
 

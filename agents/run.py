@@ -51,6 +51,8 @@ class RunConfig:
             than one standard error on val users. With few train users much of the reward is noise to be learned by heart.
         search: measure the rivals that try hundreds of masks per test user as well; slow where test users are many.
         target_active: share of pathways that the policy is to switch on; the cost weight is moved until it does.
+        cotrain: turns of meta-training under the policy's own masks before the policy's final training, see
+            :mod:`agents.cotrain`.
         tensorboard_log: where the curves go, into a folder named like the run's; None for ``tensorboard`` in the run's.
         ppo: arguments of SB3's PPO. env_kwargs: further arguments of the environment.
     """
@@ -67,6 +69,7 @@ class RunConfig:
     warm_start: bool = False
     search: bool = True
     target_active: float | None = None
+    cotrain: int = 0
     tensorboard_log: str | None = None
     ppo: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +83,8 @@ class RunConfig:
             raise ValueError(f"max_active needs the policy GatingPolicy, not {self.policy!r}.")
         if self.warm_start and self.rules.layerwise:
             raise ValueError("warm_start departs from a whole mask; pass -P warm_start:false where steps decide one pathway.")
+        if self.cotrain < 0:
+            raise ValueError(f"cotrain must be at least 0 turns, got {self.cotrain}.")
         for name in ("total_timesteps", "eval_freq", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -88,8 +93,10 @@ class RunConfig:
         if self.target_active is not None and not 0 < self.target_active <= 1:
             raise ValueError(f"target_active is a share of the pathways, above 0 and at most 1; got {self.target_active}.")
         if self.target_active is not None and self.rules.weight.varies:
-            raise ValueError("target_active moves the cost weight itself; give one number as cost_weight to start from, no range.")
-        check_arguments(*self._scenario_arguments())
+            raise ValueError(
+                "target_active moves the cost weight itself; give one number as cost_weight to start from, no range."
+            )
+        check_arguments(*self.scenario_arguments())
 
     def events(self, folder: Path) -> Path:
         """Where the curves of the run in ``folder`` are."""
@@ -101,12 +108,28 @@ class RunConfig:
         given = {**known_spec(self.env).kwargs, **self.env_kwargs}
         return Rules(self.cost_weight, **{name: given[name] for name in ("rounds", "layerwise") if name in given})
 
-    def scenario(self) -> Scenario:
-        """The environment's scenario, built with this run's seed."""
-        name, kwargs = self._scenario_arguments()
+    def scenario(self, folder: Path | None = None, turn: int | None = None) -> Scenario:
+        """The environment's scenario, built with this run's seed.
+
+        Args:
+            folder: of the run; needed where adapters were co-trained, because it holds them.
+            turn: of co-training after which; None: the last.
+        """
+        name, kwargs = self.scenario_arguments()
+        turn = self.cotrain if turn is None else turn
+        if turn:
+            if folder is None:
+                raise ValueError("a co-trained run keeps its initialisation in its folder; give the folder.")
+            kwargs["init"] = str(self.init_of(folder, turn))
         return load_scenario(name, **kwargs)
 
-    def _scenario_arguments(self) -> tuple[str, dict[str, Any]]:
+    @staticmethod
+    def init_of(folder: Path, turn: int) -> Path:
+        """Where the initialisation is after a turn of co-training, without suffix."""
+        return folder.resolve() / f"meta-{turn}"
+
+    def scenario_arguments(self) -> tuple[str, dict[str, Any]]:
+        """Name and arguments of the scenario's builder."""
         kwargs = {**known_spec(self.env).kwargs, **self.env_kwargs}
         name = kwargs.pop("scenario")
         for rule in ("rounds", "layerwise"):

@@ -4,6 +4,8 @@ Both learn from train users, choose their one setting on val users' query exampl
 user as the policy does. Shapes: U users, N examples, C classes, I items.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,7 +44,7 @@ def intercept(data: Prepared, split: str = "test") -> NDArray[np.float64]:
 
 
 def _with_intercept(data: Prepared, split: str, penalty: float) -> Tensor:
-    model, support, query = data.pathways.model, data.batch(split, "support"), data.batch(split, "query")
+    model, support, query = data.pathways.model, data.readouts(split, "support"), data.readouts(split, "query")
     known = population_logits(model, support.frozen)
     present = (support.weights > 0).float()
     constants = torch.zeros(len(support), 1, model.num_classes, requires_grad=True)
@@ -86,7 +88,7 @@ def item_covariance(data: Prepared, split: str = "test") -> NDArray[np.float64]:
 
 
 def _conditioned(
-    mean: NDArray[np.float64], covariance: NDArray[np.float64], users: tuple[User, ...], noise: float
+    mean: NDArray[np.float64], covariance: NDArray[np.float64], users: Sequence[User], noise: float
 ) -> NDArray[np.float64]:
     found = np.empty(len(users))
     for row, user in enumerate(users):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from agents.callbacks import BestOnVal
+from agents.cotrain import cotrain
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.learning import learn
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
@@ -37,6 +38,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--target-active", type=float, help="move the cost weight until so large a share of pathways is on")
     parser.add_argument("--max-active", type=int, help="never more than so many pathways on: the best-scored ones")
+    parser.add_argument(
+        "--cotrain", type=int, default=0, metavar="N", help="turns of meta-training under the policy's own masks (default: 0)"
+    )
     parser.add_argument("-f", "--log-dir", type=Path, help="the run's folder (default: a new logs/<env>_<n>)")
     parser.add_argument(
         "-tb", "--tensorboard-log", type=Path, help="event files, in a folder named like the run (default: <run>/tensorboard)"
@@ -101,6 +105,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         seed=args.seed,
         cost_weight=CostWeight.parse(args.cost_weight).given(),
         target_active=args.target_active,
+        cotrain=args.cotrain,
         ppo=ppo,
         env_kwargs={**given(args), **parse_pairs(args.env_kwargs, "--env-kwargs")},
         tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
@@ -123,7 +128,8 @@ def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
 
 def train(config: RunConfig, folder: Path, args: argparse.Namespace) -> BestOnVal:
     """PPO on train users, best policy by val users; goes on from the folder's checkpoint if there is one."""
-    scenario = config.scenario()
+    cotrain(config, folder, args.device, args.progress)
+    scenario = config.scenario(folder)
     start = time.perf_counter()
     best = learn(config, scenario, folder, events=config.events(folder), device=args.device, progress=args.progress)
     before = read_seconds(folder)  # what was spent before a resume counts too

@@ -83,7 +83,7 @@ class InlinePathways(Pathways):
         if changes is not None:
             before = rows_of(base, rows).detach().flatten(2).norm(dim=2)
             changes[users[rows], :, p] = delta.detach().flatten(2).norm(dim=2) / before.clamp_min(1e-12)
-        return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta)
+        return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta.to(base.dtype))
 
     def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
         """Pathway p on ``read [R, N, ..., width_p]`` of the users (rows of the stacked weights) ``[R]``."""

@@ -50,7 +50,7 @@ class SidePathways(Pathways):
             delta = self._delta(p, rows_of(frozen.sites[p], rows), weights, rows)
             if changes is not None:
                 changes[rows, :, p] = (delta.norm(dim=2) / base[rows].norm(dim=2).clamp_min(1e-12)).detach()
-            logits = logits + delta if len(rows) == len(gates) else logits.index_add(0, rows, delta)
+            logits = logits + delta if len(rows) == len(gates) else logits.index_add(0, rows, delta.to(logits.dtype))
         return logits
 
     def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:

@@ -1,15 +1,8 @@
 """What every environment must satisfy, as a class to subclass in the tests of whoever registers one. Needs pytest."""
 
-import importlib
-import inspect
 import json
-import os
 import pickle
-import re
-import subprocess
-import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -19,27 +12,17 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from envs.registration import MINIATURES, known_spec
-from envs.scenario import builder_of
-from envs.single import PathwaySelectionEnv
 from envs.statistics import NAMES
 from users.embedding import WIDTH
 
+pytest.register_assert_rewrite("envs.page_conformance")
+
+from envs.page_conformance import PageConformance  # noqa: E402
+
 STEP_KEYS = {"user", "accuracy", "loss", "cost", "active_fraction", "mask", "reward_accuracy", "reward_cost"}
-HEADINGS = [
-    "## Description",
-    "## Observation space",
-    "## Action space",
-    "## Rewards",
-    "## Starting state",
-    "## Episode end",
-    "## Arguments",
-    "## Versions",
-]
-REFERENCE = re.compile(r":(?:class|func):`~?([\w.]+)\.(\w+)`")
 
 
-class EnvConformance:
+class EnvConformance(PageConformance):
     """The conformance suite, which a subclass whose name begins with ``Test`` runs on one id.
 
     ::
@@ -53,22 +36,6 @@ class EnvConformance:
 
     What the environments learn is kept in ``$DSA_CACHE``, or in a temporary folder where that is not set.
     """
-
-    env_id: str
-    kwargs: ClassVar[Mapping[str, Any] | None] = None
-
-    @pytest.fixture(autouse=True)
-    def _users_cache_stays_as_it_is(self, monkeypatch, tmp_path_factory):
-        if "DSA_CACHE" not in os.environ:
-            monkeypatch.setenv("DSA_CACHE", str(tmp_path_factory.getbasetemp() / "dsa-cache"))
-
-    def small(self) -> dict[str, Any]:
-        """Arguments that make the environment small."""
-        return dict(MINIATURES[known_spec(self.env_id).id] if self.kwargs is None else self.kwargs)
-
-    def make(self, **kwargs: Any) -> Any:
-        """The environment, in small."""
-        return gym.make(self.env_id, **{**self.small(), **kwargs})
 
     @pytest.mark.filterwarnings("error")
     def test_gymnasium_checker_has_no_complaint(self):
@@ -120,28 +87,28 @@ class EnvConformance:
 
     def test_a_pickled_environment_goes_on_with_equal_steps(self):
         """Worker processes get the environment that was made."""
-        env = self.make(cost_weight=0.3, rounds=2)
+        env = self.make(cost_weight="uniform:0:0.3", rounds=self.two_rounds())
         copy = pickle.loads(pickle.dumps(env))
         actions = actions_for(env, 12)
         assert_same(episodes(env, actions, seed=4), episodes(copy, actions, seed=4))
 
     def test_the_spec_survives_json(self):
         """A run's ``config.json`` is enough to make the environment again."""
-        env = self.make(cost_weight=0.25)
+        env = self.make(cost_weight="uniform:0:0.25")
         spec = EnvSpec.from_json(env.spec.to_json())
         assert spec == env.spec
         actions = actions_for(env, 3)
         assert_same(episodes(gym.make(spec), actions, seed=2), episodes(env, actions, seed=2))
 
-    @pytest.mark.parametrize("rounds", [1, 2])
-    def test_the_vector_environment_does_what_single_ones_do(self, rounds):
+    @pytest.mark.parametrize(("rounds", "cost_weight"), [(1, 0.3), (2, 0.3), (1, "uniform:0:0.3")])
+    def test_the_vector_environment_does_what_single_ones_do(self, rounds, cost_weight):
         """Slot n seeded with ``seed + n`` sees and earns what a single environment with that seed does."""
-        kwargs = {**self.small(), "rounds": rounds, "cost_weight": 0.3}
-        vector = gym.make_vec(self.env_id, num_envs=3, vectorization_mode="vector_entry_point", **kwargs)
-        singles = [self.make(rounds=rounds, cost_weight=0.3) for _ in range(3)]
+        rules = {"rounds": min(rounds, self.two_rounds()), "cost_weight": cost_weight}
+        vector, singles = self.make_vector(**rules), [self.make(**rules) for _ in range(3)]
         seen, _ = vector.reset(seed=7)
         now = [env.reset(seed=7 + n)[0] for n, env in enumerate(singles)]
-        for actions in actions_for(singles[0], 12).reshape(4, 3, -1):
+        steps_of_an_episode = singles[0].unwrapped.core.steps
+        for actions in actions_for(singles[0], 3 * (steps_of_an_episode + 3)).reshape(-1, 3, *singles[0].action_space.shape):
             for n in range(3):
                 assert_close({name: part[n] for name, part in seen.items()}, now[n])
             seen, rewards, terminated, truncated, _ = vector.step(actions)
@@ -198,74 +165,141 @@ class EnvConformance:
         env.close()
         env.close()
 
-    def test_one_step_episodes_end_terminated_and_never_truncated(self):
+    def test_episodes_end_terminated_and_never_truncated(self):
         """Plain Python types, as Gymnasium's wrappers expect them."""
         env = self.make()
         env.reset(seed=0)
-        _, reward, terminated, truncated, _ = env.step(actions_for(env, 1)[0])
-        assert type(reward) is float
-        assert terminated is True
-        assert truncated is False
+        *before, last = play(env, masks_for(env, 1)[0])
+        assert not any(step[2] or step[3] for step in before)
+        assert type(last[1]) is float
+        assert last[2] is True
+        assert last[3] is False
+
+    def test_several_rounds_are_played_or_refused_at_once(self):
+        """Where ``several_rounds`` of the page is False, making the environment says what to do instead."""
+        if self.two_rounds() == 1:
+            with pytest.raises(ValueError, match="rounds"):
+                self.make(rounds=2)
+        else:
+            assert self.make(rounds=2).unwrapped.core.rounds == 2
 
     def test_three_rounds_end_after_three_and_their_rewards_sum_to_the_value_of_the_last_mask(self):
         """The reward of a round is the gain over the round before."""
+        if self.two_rounds() == 1:
+            pytest.skip("the page refuses several rounds")
         env = self.make(rounds=3, cost_weight=0.2)
         for episode in range(3):
             env.reset(seed=episode)
-            steps = [env.step(action) for action in actions_for(env, 3, seed=episode)]
-            assert [step[2] for step in steps] == [False, False, True]
+            masks = masks_for(env, 3, seed=episode)
+            steps = [step for mask in masks for step in play(env, mask)]
+            assert [step[2] for step in steps] == [False] * (len(steps) - 1) + [True]
             assert not any(step[3] for step in steps)
             last = steps[-1][4]
             value = last["accuracy"] - 0.2 * last["cost"]
             assert sum(step[1] for step in steps) == pytest.approx(value, abs=1e-12)
-            assert last["mask"].tolist() == actions_for(env, 3, seed=episode)[-1].tolist()
+            assert last["mask"].tolist() == masks[-1].tolist()
 
     def test_several_rounds_show_the_gates_that_were_chosen(self):
         """The last statistic is the present gate."""
-        env = self.make(rounds=2)
+        if self.two_rounds() == 1:
+            pytest.skip("the page refuses several rounds")
+        env = self.make(rounds=2, layerwise=False)
         env.reset(seed=0)
-        action = actions_for(env, 1)[0]
-        observation = env.step(action)[0]
-        np.testing.assert_array_equal(observation["pathways"][:, -1], action)
+        mask = masks_for(env, 1)[0]
+        observation = play(env, mask)[-1][0]
+        np.testing.assert_array_equal(observation["pathways"][:, -1], mask)
 
-    def test_the_reward_is_accuracy_minus_weighted_cost(self):
-        """And ``info`` has both parts."""
-        env = self.make(cost_weight=0.7)
-        for action in actions_for(env, 10):
+    def test_layerwise_steps_decide_one_pathway_each_and_the_last_one_is_paid(self):
+        """Nothing is rewarded before the mask is whole; the gate column and ``info`` show what is decided so far."""
+        env, at_once = self.make(layerwise=True, cost_weight=0.7), self.make(layerwise=False, cost_weight=0.7)
+        assert env.action_space.n == 1
+        mask = masks_for(env, 1)[0]
+        observation, info = env.reset(seed=0)
+        at_once.reset(seed=0, options={"user": info["user"]})
+        whole = play(at_once, mask)[-1]
+        for p, bit in enumerate(mask):
+            so_far = np.where(np.arange(len(mask)) < p, mask, 0)
+            assert observation["turn"].tolist() == np.eye(len(mask))[p].tolist()
+            assert observation["pathways"][:, -1].tolist() == so_far.tolist()
+            observation, reward, terminated, truncated, info = env.step(np.array([bit], dtype=np.int8))
+            so_far[p] = bit
+            assert info["mask"].tolist() == so_far.tolist()
+            assert info["active_fraction"] == pytest.approx(so_far.mean())
+            assert not truncated
+            if p < len(mask) - 1:
+                assert (reward, terminated) == (0.0, False)
+                assert not {"accuracy", "loss", "cost", "reward_accuracy", "reward_cost"} & {*info}
+        assert terminated
+        assert reward == pytest.approx(whole[1], abs=1e-6) == pytest.approx(info["accuracy"] - 0.7 * info["cost"], abs=1e-6)
+        assert (info["accuracy"], info["cost"]) == pytest.approx((whole[4]["accuracy"], whole[4]["cost"]), abs=1e-6)
+
+    @pytest.mark.parametrize("cost_weight", [0.7, "uniform:0:0.3"])
+    def test_the_reward_is_accuracy_minus_weighted_cost(self, cost_weight):
+        """And ``info`` has both parts, and the weight where it varies."""
+        env = self.make(cost_weight=cost_weight)
+        for mask in masks_for(env, 10):
             env.reset()
-            _, reward, _, _, info = env.step(action)
-            assert reward == pytest.approx(info["accuracy"] - 0.7 * info["cost"], abs=1e-12)
+            _, reward, _, _, info = play(env, mask)[-1]
+            weight = info.get("cost_weight", cost_weight)
+            assert reward == pytest.approx(info["accuracy"] - weight * info["cost"], abs=1e-12)
             assert reward == pytest.approx(info["reward_accuracy"] + info["reward_cost"], abs=1e-12)
-            assert info["active_fraction"] == pytest.approx(action.mean())
+            assert info["active_fraction"] == pytest.approx(mask.mean())
             assert 0 <= info["accuracy"] <= 1
+
+    def test_a_cost_weight_that_varies_is_drawn_per_episode_and_observed(self):
+        """One policy for every budget must know which it has."""
+        env = self.make(cost_weight="uniform:0:0.3")
+        space, shown = env.observation_space["cost_weight"], []
+        assert (space.low.tolist(), space.high.tolist()) == ([0.0], pytest.approx([0.3]))
+        for mask in masks_for(env, 20):
+            observation, info = env.reset(seed=None if shown else 0)
+            assert space.contains(observation["cost_weight"])
+            assert observation["cost_weight"] == np.float32([info["cost_weight"]])
+            assert play(env, mask)[0][4]["cost_weight"] == info["cost_weight"]
+            shown.append(info["cost_weight"])
+        assert len(set(shown)) == 20
+        assert min(shown) < 0.1 < 0.2 < max(shown)
+
+    def test_a_certain_cost_weight_of_the_range_can_be_asked_for(self):
+        """One outside of the range is refused; without a range there is no such observation."""
+        env = self.make(cost_weight="uniform:0:0.3")
+        observation, info = env.reset(seed=0, options={"cost_weight": 0.2})
+        assert (observation["cost_weight"], info["cost_weight"]) == (np.float32([0.2]), 0.2)
+        last = play(env, masks_for(env, 1)[0])[-1]
+        assert last[1] == pytest.approx(last[4]["accuracy"] - 0.2 * last[4]["cost"], abs=1e-12)
+        with pytest.raises(ValueError, match="outside"):
+            env.reset(options={"cost_weight": 0.31})
 
     def test_info_has_its_keys_and_is_jsonable(self):
         """``info`` of a step repeats what the reset told of the user."""
         env = self.make()
         _, before = env.reset(seed=0)
-        action = actions_for(env, 1)[0]
-        _, _, _, _, after = env.step(action)
+        mask = masks_for(env, 1)[0]
+        after = play(env, mask)[-1][4]
         assert "user" in before
         assert {*after} >= STEP_KEYS | {*before}, f"info lacks {sorted((STEP_KEYS | {*before}) - {*after})}."
         assert {key: after[key] for key in before} == before
         listed = {**after, "mask": after["mask"].tolist()}
         assert json.loads(json.dumps(listed)) == listed
-        assert listed["mask"] == action.tolist()
+        assert listed["mask"] == mask.tolist()
 
     def test_observations_lie_within_their_space(self):
         """Finite, and within the bounds that the space tells."""
-        env = self.make(rounds=2)
+        env = self.make(rounds=self.two_rounds(), cost_weight="uniform:0:0.3")
         for step in episodes(env, actions_for(env, 20), seed=0):
             assert env.observation_space.contains(step[0])
             assert all(np.isfinite(part).all() for part in step[0].values())
 
-    def test_the_observation_is_user_and_pathways_and_nothing_else(self):
-        """Policies are made for this shape: ``[32]`` and one row of statistics per bit of the action."""
-        env = self.make()
+    @pytest.mark.parametrize("layerwise", [False, True])
+    def test_the_observation_is_user_and_pathways_and_nothing_else(self, layerwise):
+        """Policies are made for this shape: ``[32]`` and one row of statistics per pathway; ``turn`` where there are turns."""
+        env = self.make(layerwise=layerwise)
+        pathways = len(env.unwrapped.core.scenario.pathways)
+        shapes = {"user": (WIDTH,), "pathways": (pathways, len(NAMES))} | ({"turn": (pathways,)} if layerwise else {})
         observation, _ = env.reset(seed=0)
-        assert {*observation} == {*env.observation_space.spaces} == {"user", "pathways"}
-        assert observation["user"].shape == (WIDTH,)
-        assert observation["pathways"].shape == (env.action_space.n, len(NAMES))
+        assert {name: part.shape for name, part in observation.items()} == shapes
+        assert {name: space.shape for name, space in env.observation_space.items()} == shapes
+        assert env.action_space.n == (1 if layerwise else pathways)
 
     def test_returned_observations_and_infos_are_the_callers_own(self):
         """Writing into them changes nothing inside."""
@@ -281,52 +315,20 @@ class EnvConformance:
         np.testing.assert_equal(again, kept)
         assert told["user"] == user
 
-    def test_the_docstring_has_the_fixed_headings_in_order(self):
-        """Pages are read side by side."""
-        lines = [line.strip() for line in self._page().splitlines()]
-        assert [line for line in lines if line.startswith("## ")] == HEADINGS
 
-    def test_the_docstring_mentions_every_constructor_argument(self):
-        """By name, or by a reference under Arguments to a class or function that documents it."""
-        listed = self._page().split("## Arguments")[1].split("## ")[0]
-        told = listed + "".join(_documentation(*names) for names in REFERENCE.findall(listed))
-        missing = sorted(name for name in self._arguments() if f"``{name}``" not in told)
-        assert not missing, f"{type(self.make().unwrapped).__name__}'s docstring lacks ``{'``, ``'.join(missing)}``."
+def masks_for(env: gym.Env, count: int, seed: int = 0) -> NDArray[np.int8]:
+    """Random masks ``[count, P]``."""
+    pathways = len(env.unwrapped.core.scenario.pathways)  # type: ignore[attr-defined]
+    return np.random.default_rng(seed).integers(0, 2, (count, pathways)).astype(np.int8)
 
-    def test_the_docstring_mentions_every_key_of_info(self):
-        """A page for any population cannot know the facts about its users."""
-        env = self.make()
-        _, before = env.reset(seed=0)
-        facts = {*before} - {"user"} if self._is_for_any_population() else set()
-        info = env.step(actions_for(env, 1)[0])[4]
-        missing = [key for key in info if f"``{key}``" not in self._page() and key not in facts]
-        assert not missing, f"{type(env.unwrapped).__name__}'s docstring lacks ``{'``, ``'.join(missing)}``."
 
-    def test_importing_envs_registers_the_id_without_importing_torch(self):
-        """Listing ids is instant; a distribution's own are registered by its entry point of the group ``dsa.envs``."""
-        code = f"import sys, envs; envs.known_spec({self.env_id!r}); assert 'torch' not in sys.modules"
-        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    def _page(self) -> str:
-        return inspect.getdoc(type(self.make().unwrapped)) or ""
-
-    def _is_for_any_population(self) -> bool:
-        """Whether the page offers the choice of population and backbone, whose own arguments and facts vary."""
-        return "``backbone``" in self._page()
-
-    def _arguments(self) -> set[str]:
-        """What ``gym.make(env_id, ...)`` takes: arguments of the shell, of the scenario's builder, of what that calls."""
-        spec = known_spec(self.env_id)
-        builder = builder_of(spec.kwargs["scenario"])
-        names = {*inspect.signature(PathwaySelectionEnv.__init__).parameters, *inspect.signature(builder).parameters}
-        if hasattr(builder, "further_arguments") and not self._is_for_any_population():
-            names |= builder.further_arguments({**spec.kwargs, **self.small()})
-        return names - {"self", "scenario", "scenario_kwargs", "more"}
+def play(env: gym.Env, mask: NDArray[np.int8]) -> list[tuple]:
+    """The steps that decide a mask ``[P]``: one, or layerwise one per pathway."""
+    return [env.step(action) for action in mask.reshape(-1, env.action_space.n)]  # type: ignore[attr-defined]
 
 
 def actions_for(env: gym.Env, count: int, seed: int = 0) -> NDArray[np.int8]:
-    """Random masks ``[count, P]``."""
+    """Random actions ``[count, bits]``."""
     bits: int = env.action_space.n  # type: ignore[attr-defined]
     return np.random.default_rng(seed).integers(0, 2, (count, bits)).astype(np.int8)
 
@@ -359,11 +361,3 @@ def assert_close(first: Mapping[str, NDArray], second: Mapping[str, NDArray]) ->
     assert {*first} == {*second}
     for name in first:
         np.testing.assert_allclose(first[name], second[name], atol=1e-5, err_msg=name)
-
-
-def _documentation(module: str, name: str) -> str:
-    """A class's page, or a function's docstring with its arguments in the pages' form."""
-    thing = getattr(importlib.import_module(module), name)
-    if inspect.isclass(thing):
-        return inspect.getdoc(thing) or ""
-    return " ".join(f"``{argument}``" for argument in inspect.signature(thing).parameters)

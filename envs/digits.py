@@ -1,4 +1,4 @@
-"""``dsa/DigitsResNet-v0`` and ``dsa/DigitsResNetLayerwise-v0``: real digits, simulated users, a small ResNet with inline adapters."""
+"""``dsa/DigitsResNet-v0`` and its layerwise form: real digits, simulated users, a small ResNet with inline adapters."""
 
 from envs.single import PathwaySelectionEnv
 
@@ -79,8 +79,8 @@ class DigitsResNetLayerwiseEnv(PathwaySelectionEnv):
 
     ## Observation space
 
-    A ``Dict``, all float32 within +-10: ``user`` ``[32]`` and ``pathways`` ``[7, 8]`` as in :class:`DigitsResNetEnv`, but for the
-    statistic ``gate``, which is 1 for pathways decided to be on and 0 for those decided to be off or not yet decided; and
+    A ``Dict``, all float32 within +-10: ``user`` ``[32]`` and ``pathways`` ``[7, 8]`` as in :class:`DigitsResNetEnv`, but for
+    the statistic ``gate``, which is 1 for pathways decided to be on and 0 for those decided to be off or not yet decided; and
     ``turn`` ``[7]``, 1 for the pathway to decide now.
 
     ## Action space
@@ -101,8 +101,10 @@ class DigitsResNetLayerwiseEnv(PathwaySelectionEnv):
 
     ## Arguments
 
-    Those of :class:`envs.digits.DigitsResNetEnv`, with ``layerwise`` (True). ``info`` holds ``user``, ``shifts``, ``active_fraction`` and ``mask`` (so far) after every
-    step, and ``accuracy``, ``loss``, ``cost``, ``reward_accuracy``, ``reward_cost`` when a mask is whole.
+    Those of :class:`envs.digits.DigitsResNetEnv`, with ``layerwise`` (True).
+
+    ``info`` holds ``user``, ``shifts``, ``active_fraction`` and ``mask`` (so far) after every step, and
+    ``accuracy``, ``loss``, ``cost``, ``reward_accuracy``, ``reward_cost`` when a mask is whole.
 
     ## Versions
 

@@ -39,7 +39,8 @@ class JesterBertEnv(PathwaySelectionEnv):
 
     * ``data_root``: folder with ``jester5k/`` (or ``$DSA_DATA_ROOT``);
     * ``support`` (20): ratings known of a reader; ``max_users``: readers per split, for quick tries;
-    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``render_mode`` (``"ansi"``, ``"rgb_array"``);
+    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
+      :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``fit_share`` (0.2): share of the train readers for the classifier; ``max_length`` (128): tokens per joke;
     * everything that :class:`envs.modelled.PersonalEnv` takes.
 

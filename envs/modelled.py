@@ -1,9 +1,11 @@
 """Any population and any backbone as a pathway-selection environment: ``dsa/Personal-v0``, and what the others are made of."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,16 +14,26 @@ from numpy.typing import NDArray
 from backbones.artefacts import cache_key
 from backbones.base import hash_tensors
 from backbones.pathways import Weights
-from envs.oracles import CachedOracle, LiveOracle, Plans, Users
+from envs.by_user import SCORES, Observed
+from envs.oracles import CachedOracle, LiveOracle, Plans, Users, check_precision
 from envs.scenario import Choose, Scenario
 from envs.single import PathwaySelectionEnv
-from envs.statistics import PathwayStatistics, Raw
+from envs.statistics import PathwayStatistics
 from meta.inner import adapt
 from meta.prepare import folder_of, further_arguments, prepared
+from meta.store import init_facts, load_init
 from meta.trainer import MetaConfig, meta_initialisation
-from users.base import SPLITS
+from users.base import SPLITS, Population
 from users.batch import fresh_support
 from users.embedding import DEFAULT, UserEmbedder, check_parts
+from users.kept import MEMORY
+from users.lazy import OnDemand
+
+T = TypeVar("T")
+SAMPLE = 2_000
+"""Train users on whom observations are standardised where users are drawn on demand: the first of them."""
+ANSWERS = 200_000
+"""Answers that are remembered where users are drawn on demand, about 60 MB."""
 
 
 class PersonalEnv(PathwaySelectionEnv):
@@ -63,13 +75,18 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``users`` (``"digits"``): a name from :data:`users.POPULATIONS`; ``backbone`` (``"resnet-small"``): one from
       :data:`backbones.BACKBONES`. Arguments of their factories (``data_root``, ``data``, ``shots``, ``max_users``,
       ``source``, ``weights``, ...) are given beside them;
-    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``render_mode`` (``"ansi"``, ``"rgb_array"``);
+    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
+      :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``seed`` (0): of users, backbone and meta-initialisation, as far as these are ours to draw;
     * ``placement`` (``"side"``), ``rank`` (16);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1),
       ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on`` (0.2), ``resample`` (True),
       ``neutral`` (False), ``keep`` (``"best"``): see :class:`meta.trainer.MetaConfig`;
-    * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`.
+    * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`;
+    * ``init`` (None): a saved meta-initialisation to start from (its path without suffix, see :func:`meta.store.save_init`)
+      instead of learning one; the arguments of meta-training then count for nothing;
+    * ``memory`` (4.0): GB of frozen states that are kept of users who own their examples; results do not depend on it;
+    * ``precision`` (``"float32"``): ``"bfloat16"`` adapts and measures in lower precision.
 
     What the first ``make`` builds is kept in ``$DSA_CACHE`` or ``~/.cache/dynamic-sparse-adapters``. ``info`` holds
     ``user`` and the population's facts about them, and after a step ``accuracy``, ``loss``, ``cost``,
@@ -100,47 +117,57 @@ def modelled(
     neutral: bool = False,
     keep: str = "best",
     embedding: Sequence[str] = DEFAULT,
+    init: str | None = None,
+    memory: float = MEMORY,
+    precision: str = "float32",
     **more: Any,
 ) -> Scenario:
     """The scenario of :class:`PersonalEnv`, its artefacts made or loaded; ``more`` goes to population and backbone.
 
     An argument that both know (``data_root``) goes to both.
+
+    Raises:
+        ArtefactError: if ``init`` was made for another model, other train users, another rank or another placement.
+        ValueError: for unknown names, with a suggestion, and whatever is wrong with the data.
     """
+    config = meta_settings(locals())
     check_parts(embedding)
+    check_precision(precision)
     folder = folder_of(users, backbone)
     start = time.perf_counter()
-    data = prepared(users, backbone, placement, rank, seed, folder, more)
+    data = prepared(users, backbone, placement, rank, seed, folder, more, memory)
     pretrained = time.perf_counter()
-    config = MetaConfig(
-        algorithm,
-        meta_steps,
-        meta_users,
-        inner_steps,
-        inner_rate,
-        head_rate,
-        outer_rate,
-        rate_of_rates,
-        all_on,
-        resample=resample,
-        neutral=neutral,
-        keep=keep,
-        seed=seed,
-    )
-    init = meta_initialisation(data, config, folder)
+    start_of = load_init(Path(init).expanduser(), init_facts(data)) if init else meta_initialisation(data, config, folder)
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
-    model, who = data.pathways.model.fingerprint(), data.population.fingerprint()
-    key = cache_key(init=hash_tensors(init.tensors()), users=who, model=model, placement=placement)
+    made_of = {
+        "users": data.population.fingerprint(),
+        "backbone": data.pathways.model.fingerprint(),
+        "meta-initialisation": hash_tensors(start_of.tensors()),
+        "placement": placement,
+    }
+    if precision != "float32":
+        made_of["precision"] = precision
+    key = cache_key(init=made_of["meta-initialisation"], users=made_of["users"], model=made_of["backbone"], placement=placement)
     return modelled_scenario(
         f"{users}-{backbone}",
-        LiveOracle(data, init, chunk=512 if data.pathways.pooled else 64),
+        LiveOracle(data, start_of, 512 if data.pathways.pooled else 64, precision),
         key,
         folder,
         seconds,
         embedding,
+        made_of,
     )
 
 
 modelled.further_arguments = further_arguments  # type: ignore[attr-defined]
+
+
+def meta_settings(arguments: Mapping[str, Any]) -> MetaConfig:
+    """How :func:`modelled` meta-trains, given (at least) those of its arguments that are not left at their defaults."""
+    defaults = {name: parameter.default for name, parameter in signature(modelled).parameters.items()}
+    known = {**defaults, **arguments}
+    same = {field.name: known[field.name] for field in fields(MetaConfig) if field.name in known and field.name != "users"}
+    return MetaConfig(steps=known["meta_steps"], users=known["meta_users"], **same)
 
 
 def modelled_scenario(
@@ -150,6 +177,7 @@ def modelled_scenario(
     folder: Path | None,
     seconds: Mapping[str, float],
     embedding: Sequence[str] = DEFAULT,
+    made_of: Mapping[str, str] | None = None,
 ) -> Scenario:
     """A scenario over a real model.
 
@@ -157,18 +185,20 @@ def modelled_scenario(
         name: for reports.
         live: oracle over the population; it holds the pathways and the meta-initialisation.
         fingerprint: a hash of users, model and initialisation: of all that determines observations and answers.
-        folder: where the oracle's answers are kept on disk; None keeps them in memory.
+        folder: where the oracle's answers are kept on disk (apart for each precision); None keeps them in memory. Where users
+            are drawn on demand, the latest are kept in memory alone: hardly a question comes twice.
         seconds: what its parts took to make.
         embedding: parts of the user embedding, names from :data:`users.embedding.PARTS`.
+        made_of: see :class:`envs.scenario.Scenario`.
     """
     population, pathways = live.population, live.pathways
-    supports = [live.batch(split, "support") for split in SPLITS]
-    embedder = UserEmbedder.fit(pathways.model, supports[0], embedding)
-    statistics = PathwayStatistics.fit(pathways, live.init, supports[0])
-    raw = Raw.cat([statistics.raw(support) for support in supports])
+    shown = SAMPLE if population.lazy else None
+    embedder = UserEmbedder.fit(pathways.model, live.data.readouts("train", "support", shown), embedding)
+    statistics = PathwayStatistics.fit(pathways, live.init, live.data.part("train", "support", shown))
+    observed = Observed(live.data, embedder, statistics).arrays
     splits = {split: np.array(population.indices(split)) for split in SPLITS}
     query_of = ~np.isin(np.arange(len(population.users)), splits["train"])
-    cached = CachedOracle(live, query_of, folder and folder / f"answers-{fingerprint}")
+    cached = _cached(live, query_of, fingerprint, folder)
 
     def personalise(user: int, choose: Choose) -> Weights:
         one = fresh_support(pathways, population, population.users[user])
@@ -182,24 +212,36 @@ def modelled_scenario(
         name=name,
         pathways=pathways.names,
         splits=splits,
-        user_ids=tuple(user.user_id for user in population.users),
-        user_info=tuple({k: v for k, v in user.info.items() if k != "group"} for user in population.users),
-        embeddings=torch.cat([embedder.embed(support) for support in supports]).numpy(),
-        statistics=statistics.observe(raw).numpy(),
+        user_ids=population.ids,
+        user_info=_each(population, lambda info: {k: v for k, v in info.items() if k != "group"}),
+        embeddings=observed["embeddings"],
+        statistics=observed["statistics"],
         oracle=cached,
         observe=observe,
-        groups=tuple(str(user.info.get("group", "all")) for user in population.users),
-        label_counts={
-            role: np.array([len(getattr(user, role)) for user in population.users]) for role in ("support", "validation")
-        },
-        scores={
-            "gradient_norm": raw.gradient_norm.double().numpy(),
-            "relative_gradient": raw.relative_gradient.double().numpy(),
-        },
+        groups=_each(population, lambda info: str(info.get("group", "all"))),
+        label_counts={role: population.sizes(role) for role in ("support", "validation")},
+        scores={name: observed[name] for name in SCORES},
         fingerprint=fingerprint if tuple(embedding) == DEFAULT else f"{fingerprint}-{'-'.join(embedding)}",
         seconds=seconds,
         save=cached.save,
         data=live.data,
         personalise=personalise,
         notes=(*population.notes, *live.data.remarks),
+        made_of=made_of or {},
     )
+
+
+def _cached(live: LiveOracle, query_of: NDArray[np.bool_], fingerprint: str, folder: Path | None) -> CachedOracle:
+    """The live oracle with a memory, on disk where users are few enough to be asked about again."""
+    if live.population.lazy:
+        return CachedOracle(live, query_of, limit=ANSWERS)
+    name = f"answers-{fingerprint}" + ("" if live.precision == "float32" else f"-{live.precision}")
+    return CachedOracle(live, query_of, folder and folder / name)
+
+
+def _each(population: Population, function: Callable[[Mapping[str, Any]], T]) -> Sequence[T]:
+    """``function`` of what is known of every user."""
+    infos = population.infos
+    if population.lazy:
+        return OnDemand(len(infos), lambda place: function(infos[place]))
+    return tuple(map(function, infos))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backbones.artefacts import exists, load_artefact, save_artefact
 from backbones.pathways import Weights
+from backbones.registry import did_you_mean
 from envs.statistics import PathwayStatistics
 from meta.inner import MetaInit, adapt, measure
 from users.base import SPLITS
@@ -27,6 +28,15 @@ ROLES = ("validation", "query", "support_halves", "query_all_labels")
 """What can be asked of an oracle. Adapted on the support: accuracy on *validation* (rewards) or *query* (reports).
 *support_halves*: adapted on either half of the support, measured on the other (choices that may use 20 labels only).
 *query_all_labels*: adapted on support and validation together, measured on query (comparisons at equal labels)."""
+
+PRECISIONS = ("float32", "bfloat16")
+"""What the live oracle may compute in."""
+
+
+def check_precision(precision: str) -> None:
+    """Raise ``ValueError`` with a suggestion for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}. {did_you_mean(precision, PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,17 @@ class LiveOracle(Oracle):
         data: the users, seen through a model with pathways; position = place in ``data.population.users``.
         init: where users start.
         chunk: users adapted together; bounds the memory of a call.
+        precision: one of :data:`PRECISIONS`. In ``bfloat16`` adaptation and measurement run under torch's autocast: weights,
+            learning rates and what is summed up stay float32, products and convolutions are bfloat16.
+
+    Raises:
+        ValueError: for an unknown precision, with a suggestion.
     """
 
-    def __init__(self, data: Prepared, init: MetaInit, chunk: int = 64) -> None:
-        self.data, self.init, self.chunk = data, init, chunk
-        self.pathways, self.population, self.batch = data.pathways, data.population, data.batch
+    def __init__(self, data: Prepared, init: MetaInit, chunk: int = 64, precision: str = "float32") -> None:
+        check_precision(precision)
+        self.data, self.init, self.chunk, self.precision = data, init, chunk, precision
+        self.pathways, self.population, self.batch, self.rows = data.pathways, data.population, data.batch, data.rows
         self.costs = self.pathways.costs().numpy()
         self.adaptations = 0
         self._recent: dict[tuple[int, bytes], Weights] = {}
@@ -96,20 +112,33 @@ class LiveOracle(Oracle):
             weights = self.adapted(users[rows], plans[rows]) if {"validation", "query"} & set(roles) else {}
             for r, role in enumerate(roles):
                 if role == "support_halves":
-                    found = self._crossed(self.batch(split, "support").rows(local), gates)
+                    found = self._crossed(self.rows(split, "support", local), gates)
                 elif role == "query_all_labels":
-                    parts = (self.batch(split, name).rows(local) for name in ("support", "validation"))
-                    found = self._fresh(Batch.joined(*parts), self.batch(split, "query").rows(local), gates)
+                    parts = (self.rows(split, name, local) for name in ("support", "validation"))
+                    found = self._fresh(Batch.joined(*parts), self.rows(split, "query", local), gates)
                 else:
-                    found = measure(self.pathways, weights, gates, self.batch(split, role).rows(local))
+                    found = self._measured(weights, gates, self.rows(split, role, local))
                 out[rows, r] = torch.stack(found, 1).numpy()
         self._refuse_nan(users, out)
         return out
 
     def _fresh(self, fit: Batch, on: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Accuracy and loss on one batch after adaptation on another."""
+        return self._measured(self._adapt(fit, gates), gates, on)
+
+    def _adapt(self, support: Batch, gates: Tensor, start: Weights | None = None) -> Weights:
         self.adaptations += len(gates)
-        return measure(self.pathways, adapt(self.pathways, self.init, fit, gates), gates, on)
+        with self._autocast():
+            return adapt(self.pathways, self.init, support, gates, start)
+
+    def _measured(self, weights: Weights, gates: Tensor, on: Batch) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            return measure(self.pathways, weights, gates, on)
+
+    def _autocast(self) -> torch.autocast:
+        """Without its cache of cast weights, which would keep those of every inner step."""
+        low = self.precision != "float32"
+        return torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=False)
 
     def _crossed(self, support: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Two-fold cross-validation on the support; a user's only example is both fitted and measured."""
@@ -127,9 +156,7 @@ class LiveOracle(Oracle):
         """Stacked weights of users (of one split) after their plans; a plan's last round goes on from the one before."""
         split, local = self._locate(users)
         start = self._recalled(users, plans[:, :-1]) if plans.shape[1] > 1 else None
-        self.adaptations += len(users)
-        gates = torch.from_numpy(plans[:, -1])
-        weights = adapt(self.pathways, self.init, self.batch(split, "support").rows(local), gates, start)
+        weights = self._adapt(self.rows(split, "support", local), torch.from_numpy(plans[:, -1]), start)
         self._remember(users, plans, weights)
         return weights
 
@@ -139,7 +166,7 @@ class LiveOracle(Oracle):
         for rows, split, local in self._chunks(users):
             gates = torch.from_numpy(plans[rows, -1])
             weights = self._recalled(users[rows], plans[rows])
-            raw = of.raw(self.batch(split, "support").rows(local), weights, gates)
+            raw = of.raw(self.rows(split, "support", local), weights, gates)
             out[torch.from_numpy(rows)] = of.observe(raw, gates)
         return out
 
@@ -193,10 +220,13 @@ class CachedOracle(Oracle):
             the same adaptation), because they will be reported.
         path: where the answers are kept on disk, without suffix; its name carries a hash of all that determines
             them. Without, they live as long as the object.
+        limit: answers in memory from which on all are forgotten before the next question; None: never. Not with ``path``.
     """
 
-    def __init__(self, live: Oracle, query_of: NDArray[np.bool_], path: Path | None = None) -> None:
-        self.live, self.query_of, self.path = live, query_of, path
+    def __init__(self, live: Oracle, query_of: NDArray[np.bool_], path: Path | None = None, limit: int | None = None) -> None:
+        if path is not None and limit is not None:
+            raise ValueError("answers on disk are never forgotten; give a path or a limit, not both.")
+        self.live, self.query_of, self.path, self.limit = live, query_of, path, limit
         self.costs = live.costs
         self._rows: dict[tuple[int, bytes], int] = {}
         self._answers = np.full((1024, len(ROLES), 2), np.nan)
@@ -209,6 +239,9 @@ class CachedOracle(Oracle):
 
     def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
         """See :meth:`Oracle.measure`."""
+        if self.limit is not None and len(self) >= self.limit:
+            self._rows.clear()
+            self._answers = np.full((1024, len(ROLES), 2), np.nan)
         columns = [ROLES.index(role) for role in roles]
         keys = [(user, plan.tobytes()) for user, plan in zip(users.tolist(), plans, strict=True)]
         rows = np.array([self._row(key) for key in keys], dtype=np.int64)

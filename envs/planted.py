@@ -48,7 +48,8 @@ class PlantedEnv(PathwaySelectionEnv):
 
     ## Arguments
 
-    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``render_mode`` (``"ansi"``, ``"rgb_array"``);
+    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
+      :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``seed`` (0): of the traits and the map; ``users`` (400): in all, half of them train users.
 
     ``info`` holds ``user``, ``best_mask``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``,

@@ -41,7 +41,8 @@ class PopquornBertEnv(PathwaySelectionEnv):
 
     * ``data_root``: folder with ``popquorn_offensiveness/`` (or ``$DSA_DATA_ROOT``);
     * ``protocol``, ``fold`` (0): see :func:`users.popquorn.popquorn`;
-    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``render_mode`` (``"ansi"``, ``"rgb_array"``);
+    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
+      :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``max_length`` (128): tokens per comment;
     * everything that :class:`envs.modelled.PersonalEnv` takes.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from backbones.base import PopulationModel
 from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, stacked, user_loss
-from users.batch import Batch
+from users.batch import Batch, Rows
 
 NAMES = (
     "gradient_norm",
@@ -80,7 +80,7 @@ class PathwayStatistics:
     scale: Tensor
 
     @staticmethod
-    def fit(pathways: Pathways, init: MetaInit, support: Batch) -> "PathwayStatistics":
+    def fit(pathways: Pathways, init: MetaInit, support: Rows) -> "PathwayStatistics":
         """Fit the standardisation on train users' support sets."""
         sites = tuple(_moments(pathways, p, support) for p in range(pathways.num_pathways))
         blank = torch.zeros(pathways.num_pathways, STANDARDISED)
@@ -88,7 +88,7 @@ class PathwayStatistics:
         values = unscaled._transformed(unscaled.raw(support))
         return PathwayStatistics(pathways, init, sites, values.mean(0), values.std(0, correction=0).clamp_min(1e-6))
 
-    def raw(self, support: Batch, weights: Weights | None = None, gates: Tensor | None = None, chunk: int = 64) -> Raw:
+    def raw(self, support: Rows, weights: Weights | None = None, gates: Tensor | None = None, chunk: int = 64) -> Raw:
         """Unstandardised facts of U users, at the meta-initialisation with all gates on unless told otherwise."""
         found = []
         for rows in torch.arange(len(support)).split(chunk):
@@ -149,7 +149,7 @@ class PathwayStatistics:
         return torch.cat([values, torch.stack([depth, cost, gate], -1)], -1)
 
 
-def _moments(pathways: Pathways, p: int, support: Batch, chunk: int = 64) -> tuple[Tensor, Tensor]:
+def _moments(pathways: Pathways, p: int, support: Rows, chunk: int = 64) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what a pathway reads over all users' examples, ``[width_p]`` each."""
     total, squares, count = torch.zeros(()), torch.zeros(()), 0
     for rows in torch.arange(len(support)).split(chunk):

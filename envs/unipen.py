@@ -40,7 +40,8 @@ class UnipenResNetEnv(PathwaySelectionEnv):
 
     * ``data_root``: folder with ``unipen_chars/`` and ``omniglot28/`` (or ``$DSA_DATA_ROOT``);
     * ``shots`` (3): support images per character; ``fit_share`` (0.7): share of the train writers for the backbone;
-    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``render_mode`` (``"ansi"``, ``"rgb_array"``);
+    * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
+      :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * everything that :class:`envs.modelled.PersonalEnv` and :func:`meta.images.pretrained_resnet` take.
 
     ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a

@@ -1,7 +1,7 @@
 """One policy for every budget: ``python -m eval.budgets --write README.md --figure docs/pareto.png``.
 
-Per seed trains one policy that is shown the cost weight, and a separate policy for each of several weights; draws their
-Pareto fronts beside those of their rivals, and what a search per new user would have to spend for the same reward. Runs that
+Per seed trains one policy that is shown the cost weight, and a separate policy for each of several weights (on the adapters that
+the one policy was co-trained with, if it was); draws their Pareto fronts beside those of their rivals, and what a search per new user would have to spend for the same reward. Runs that
 are finished are not repeated (those of ``eval.headline`` in the same folder are shared), so the command can be stopped and
 called again.
 """
@@ -45,7 +45,7 @@ def chooser(folder: Path) -> Choose:
         ArtefactError: if its policy is missing or damaged.
     """
     config = RunConfig.load(folder)
-    scenario = config.scenario()
+    scenario = config.scenario(folder)
     policy, meta = load_policy(folder / "policy", scenario)
     rules = Rules.from_json(meta["rules"])
     trained = rules.weight
@@ -61,10 +61,10 @@ def chooser(folder: Path) -> Choose:
 def measure_seed(root: Path, env: str, seed: int, extra: Sequence[str]) -> Measured:
     """Train what is missing of a seed, and measure everything on its test users."""
     conditioned = finished(root / f"seed{seed}-conditioned", env, seed, RANGE, extra)
-    one = chooser(conditioned)
-    single = {w: chooser(finished(root / f"seed{seed}-cost{w:g}", env, seed, w, extra)) for w in WEIGHTS}
-    config = RunConfig.load(conditioned)
-    scenario = config.scenario()
+    one, config = chooser(conditioned), RunConfig.load(conditioned)
+    shared = on_its_adapters(conditioned, config, extra)
+    single = {w: chooser(finished(root / f"seed{seed}-cost{w:g}", env, seed, w, shared)) for w in WEIGHTS}
+    scenario = config.scenario(conditioned)
 
     def separate(users: Users, cost_weight: float) -> Plans:
         return single[cost_weight](users, cost_weight)
@@ -79,6 +79,15 @@ def measure_seed(root: Path, env: str, seed: int, extra: Sequence[str]) -> Measu
     static = measured(scenario, users, for_everybody(static_masks(scenario, seed), users))
     spent = spending(scenario, lambda u: one(u, SPENDING_WEIGHT), SPENDING_WEIGHT, seed)
     return Measured(found, points, static, spent, training_adaptations(config, scenario))
+
+
+def on_its_adapters(folder: Path, config: RunConfig, extra: Sequence[str]) -> list[str]:
+    """Flags of the separate policies: where the one policy's adapters were co-trained, they start from the same."""
+    if not config.cotrain:
+        return list(extra)
+    place = list(extra).index("--cotrain")
+    flags = [*extra[:place], *extra[place + 2 :]]
+    return [*flags, "--env-kwargs", f"init:{config.init_of(folder, config.cotrain)}"]
 
 
 def training_adaptations(config: RunConfig, scenario: Scenario) -> int:

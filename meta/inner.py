@@ -100,4 +100,5 @@ def measure(pathways: Pathways, weights: Weights, gates: Tensor, batch: Batch) -
     logits = pathways.logits(batch.frozen, weights, gates)
     weights_of = batch.weights.double()  # float32 sums to a little more than one
     hits = (logits.argmax(-1) == batch.labels) * weights_of
-    return (hits.sum(1) / weights_of.sum(1)).to(logits.dtype), user_loss(logits, batch)
+    wide = torch.promote_types(logits.dtype, torch.float32)  # a share of hits does not fit into bfloat16
+    return (hits.sum(1) / weights_of.sum(1)).to(wide), user_loss(logits, batch)

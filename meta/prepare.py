@@ -13,6 +13,7 @@ from meta.model import population_model
 from users import population_factory
 from users.batch import Prepared
 from users.describe import describe
+from users.kept import MEMORY
 
 LOG = logging.getLogger("dsa")
 
@@ -23,7 +24,14 @@ def folder_of(users: str, backbone: str) -> Path:
 
 
 def prepared(
-    users: str, backbone: str, placement: str, rank: int, seed: int, folder: Path, more: Mapping[str, Any]
+    users: str,
+    backbone: str,
+    placement: str,
+    rank: int,
+    seed: int,
+    folder: Path,
+    more: Mapping[str, Any],
+    memory: float = MEMORY,
 ) -> Prepared:
     """Load the population, make or load the population model, and put pathways along it.
 
@@ -35,6 +43,7 @@ def prepared(
         seed: of users and model, as far as these are ours to draw.
         folder: where what is learned is kept.
         more: further arguments; the population's factory and the backbone's each take those they know.
+        memory: GB of frozen states that are kept, see :class:`users.batch.Prepared`.
 
     Raises:
         ValueError: for unknown names, with a suggestion, and whatever is wrong with the data.
@@ -49,7 +58,7 @@ def prepared(
     population = factory(seed=seed, **{k: v for k, v in more.items() if k in of_users})
     LOG.info("%s", describe(population))
     model = population_model(backbone, population, folder, seed, **{k: v for k, v in more.items() if k in of_model})
-    return Prepared(make_pathways(placement, model, rank), population, folder)
+    return Prepared(make_pathways(placement, model, rank), population, folder, memory)
 
 
 def further_arguments(arguments: Mapping[str, Any]) -> set[str]:

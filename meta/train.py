@@ -107,7 +107,7 @@ def check(where: dict[str, Any], more: dict[str, Any]) -> None:
 
 def report(data: Prepared, init: MetaInit) -> None:
     """Print the accuracy of val users under three kinds of masks, by group of users."""
-    support, query = data.batch("val", "support"), data.batch("val", "query")
+    support, query = data.part("val", "support"), data.part("val", "query")
     users, shape = data.population.val, (len(data.population.val), data.pathways.num_pathways)
     groups = [str(user.info.get("group", "all")) for user in users]
     masks = sample_masks(*shape, torch.Generator().manual_seed(0), all_on=0.0)

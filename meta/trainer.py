@@ -15,9 +15,11 @@ from backbones.pathways import Pathways
 from meta.inner import MetaInit, adapt, measure
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from users.batch import Batch, Prepared
+from meta.store import KIND, init_facts
+from users.batch import Batch, Prepared, Rows
 
 Log = Callable[[str, float, int], None]
+Masks = Callable[[Tensor, torch.Generator], Tensor]
 KEEP = ("last", "best")
 EVERY = 100
 """Steps between two lines in the log, two checkpoints, and two looks at val users."""
@@ -86,20 +88,25 @@ class MetaTrainer:
 
     Args:
         pathways: the pathways to initialise.
-        support, query: all train users' examples, side by side.
+        support, query: all train users' examples, of which each step takes those of a few users.
         config: see :class:`MetaConfig`.
         folder: where checkpoints go; none are written without.
         val: val users' support and query examples, where the best state is to be kept.
+        start: where to go on from; None: from a random start.
+        masks: what users are trained under, positions ``[B]`` among train users and a generator to masks ``[B, P]``; None:
+            :func:`meta.masks.sample_masks`.
     """
 
     def __init__(
         self,
         pathways: Pathways,
-        support: Batch,
-        query: Batch,
+        support: Rows,
+        query: Rows,
         config: MetaConfig,
         folder: Path | None = None,
-        val: tuple[Batch, Batch] | None = None,
+        val: tuple[Rows, Rows] | None = None,
+        start: MetaInit | None = None,
+        masks: Masks | None = None,
     ) -> None:
         if (val is not None) != (config.keep == "best"):
             raise ValueError("val users are needed to keep the best state, and for nothing else.")
@@ -107,9 +114,12 @@ class MetaTrainer:
         self.val = val
         self.best: tuple[float, MetaInit] | None = None
         self.step = 0
-        self.weights = {k: w.requires_grad_() for k, w in pathways.start(config.seed).items()}
+        self.masks = masks or self._usual_masks
+        weights = pathways.start(config.seed) if start is None else {k: w.clone() for k, w in start.weights.items()}
+        self.weights = {k: w.requires_grad_() for k, w in weights.items()}
         rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
         rates[:, -1] = config.inner_rate if config.head_rate is None else config.head_rate
+        rates = rates if start is None else start.rates.clone()
         self.log_rates = rates.log().requires_grad_()
         silent = pathways.outputs if config.neutral else frozenset()
         for key in silent:
@@ -170,7 +180,7 @@ class MetaTrainer:
         config = self.config
         draw = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         users = torch.randperm(len(self.support), generator=draw)[: config.users]
-        gates = sample_masks(len(users), self.pathways.num_pathways, draw, config.all_on)
+        gates = self.masks(users, draw)
         for group in self.optimiser.param_groups:
             progress = torch.tensor(torch.pi * self.step / config.steps)
             group["lr"] = group["peak"] * float(1 + progress.cos()) / 2
@@ -188,6 +198,9 @@ class MetaTrainer:
         self.optimiser.step()
         self.step += 1
         return loss
+
+    def _usual_masks(self, users: Tensor, draw: torch.Generator) -> Tensor:
+        return sample_masks(len(users), self.pathways.num_pathways, draw, self.config.all_on)
 
     def _log_rates(self, log: Log) -> None:
         for p, name in enumerate(self.pathways.names):
@@ -254,7 +267,7 @@ def redealt(support: Batch, query: Batch, draw: torch.Generator) -> tuple[Batch,
 
 
 def adapted(
-    pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor, chunk: int = 64
+    pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
     """Each user's query accuracy and loss, ``[U]`` each, after adaptation with their own row of ``gates [U, P]``."""
     found = []
@@ -265,27 +278,33 @@ def adapted(
     return torch.cat(accuracy), torch.cat(loss)
 
 
-def adapted_accuracy(pathways: Pathways, init: MetaInit, support: Batch, query: Batch, gates: Tensor) -> Tensor:
+def adapted_accuracy(pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor) -> Tensor:
     """The accuracies of :func:`adapted`."""
     return adapted(pathways, init, support, query, gates)[0]
 
 
+def trainer_for(
+    data: Prepared, config: MetaConfig, folder: Path, start: MetaInit | None = None, masks: Masks | None = None
+) -> MetaTrainer:
+    """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one."""
+    support, query = (data.part("train", role) for role in ("support", "query"))
+    val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
+    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks)
+    trainer.resume_if_possible()
+    return trainer
+
+
 def meta_initialisation(data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None) -> MetaInit:
     """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
-    pathways, users = data.pathways, data.population.fingerprint("train")
-    facts = {"model": pathways.model.fingerprint(), "train_users": users, "rank": pathways.rank}
+    facts = init_facts(data)
     if config.keep == "best":
         facts["val_users"] = data.population.fingerprint("val")
-    path = folder / f"meta-{cache_key(placement=type(pathways).__name__, **facts, **asdict(config))}"
+    path = folder / f"meta-{cache_key(**facts, **asdict(config))}"
     unfinished = path.with_name(f"{path.name}-unfinished")
 
     def train() -> tuple[dict, dict]:
-        support, query = (data.batch("train", role) for role in ("support", "query"))
-        val = (data.batch("val", "support"), data.batch("val", "query")) if config.keep == "best" else None
-        trainer = MetaTrainer(pathways, support, query, config, unfinished, val)
-        trainer.resume_if_possible()
-        return trainer.run(log).tensors(), {**facts, **asdict(config)}
+        return trainer_for(data, config, unfinished).run(log).tensors(), {**facts, **asdict(config)}
 
-    init = MetaInit.from_tensors(load_or_make(path, "meta-initialisation", train)[0])
+    init = MetaInit.from_tensors(load_or_make(path, KIND, train)[0])
     rmtree(unfinished, ignore_errors=True)
     return init

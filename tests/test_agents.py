@@ -1,5 +1,6 @@
 """Rivals, the bootstrap, gating policies and their files."""
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -18,9 +19,11 @@ from agents.policies import POLICIES
 from agents.rivals import all_masks, best_static, candidate_masks, random_masks, searched, shuffled_masks, thresholded
 from backbones.artefacts import ArtefactError
 from envs.core import PathwaySelection
+from envs.cost_weights import CostWeight
 from envs.modelled import modelled_scenario
 from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Oracle
 from envs.planted import planted
+from envs.rules import Rules
 from envs.sb3 import PathwaySelectionVecEnv
 from meta.inner import MetaInit
 from users.batch import Prepared
@@ -88,7 +91,8 @@ def small_ppo(scenario, policy="GatingPolicy", seed=0):
 
 
 def meta_of(scenario, policy="GatingPolicy"):
-    return {"policy": policy, "policy_kwargs": {}, "pathways": list(scenario.pathways), "scenario": scenario.fingerprint}
+    known = {"policy": policy, "policy_kwargs": {}, "pathways": list(scenario.pathways), "scenario": scenario.fingerprint}
+    return known | {"rules": Rules().to_json()}
 
 
 def logits_of(policy, user, pathways):
@@ -334,13 +338,13 @@ def test_the_policys_masks_are_measured_and_dealt_to_others(compared):
 
 def test_the_table_and_the_summary_show_the_same_numbers(digits, compared):
     found, _ = compared
-    summary = {"test": summarise(found, 0.1)}
-    text = table(summary, 0.1)
+    test = summarise(found, 0.1)
+    text = table(test, 0.1)
     for name in METHODS:
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
-        assert f"{summary['test']['methods'][name]['reward']:.3f}" in row
+        assert f"{test['methods'][name]['reward']:.3f}" in row
         reward = found[name].accuracy.mean() - 0.1 * found[name].cost.mean()
-        assert summary["test"]["methods"][name]["reward"] == pytest.approx(reward)
+        assert test["methods"][name]["reward"] == pytest.approx(reward)
     numbers = [int(line.split("|")[2]) for line in group_table(digits, found).splitlines()[2:]]
     assert sum(numbers) == 4
 
@@ -626,14 +630,15 @@ def test_a_policy_with_a_start_chooses_the_same_masks_when_loaded(tmp_path):
 
 def judge(margin, best):
     """What keeps the best policy, by its reward of every val user."""
-    found = BestOnVal(None, 0.0, planted(), None, 0.1, 1, None, {}, margin)
+    core = PathwaySelection(planted(), "train", 0.1, 1, 1)
+    found = BestOnVal(None, 0.0, core.scenario, core, Rules(), 1, None, {}, margin)
     found.best = best
     return found
 
 
 def test_the_first_policy_is_kept_whatever_it_is_worth():
     for margin in (0.0, 1.0):
-        assert judge(margin, None)._is_better(np.array([-1.0, -2.0]))
+        assert judge(margin, None)._is_better(np.array([-1.0, -2.0]), 0.0)
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(0.9, False), (0.999, False), (1.001, True)])
@@ -642,29 +647,32 @@ def test_a_margin_keeps_what_is_better_by_more_than_so_many_standard_errors_of_t
     spread = np.array([-1.0, 1.0, -1.0, 1.0]) * 0.2
     for margin in (1.0, 2.0):
         gain = spread + factor * margin * 0.2 / 2  # the standard error of four such differences is a tenth
-        assert judge(margin, best)._is_better(best + gain) == kept
-    assert judge(0.0, best)._is_better(best + spread + 0.001)
-    assert not judge(0.0, best)._is_better(best + spread - 0.001)
+        assert judge(margin, best)._is_better(best + gain, 0.0) == kept
+    assert judge(0.0, best)._is_better(best + spread + 0.001, 0.0)
+    assert not judge(0.0, best)._is_better(best + spread - 0.001, 0.0)
 
 
 def test_equally_good_is_not_better():
     rewards = np.array([0.3, 0.8])
     for margin in (0.0, 1.0):
-        assert not judge(margin, rewards)._is_better(rewards.copy())
+        assert not judge(margin, rewards)._is_better(rewards.copy(), 0.0)
 
 
 def test_the_margin_is_measured_on_the_same_users():
     best = np.linspace(0, 1, 50)  # users differ much more than policies do
-    assert judge(1.0, best)._is_better(best + 0.01)
-    assert not judge(1.0, best)._is_better(best[::-1] + 0.01)
+    assert judge(1.0, best)._is_better(best + 0.01, 0.0)
+    assert not judge(1.0, best)._is_better(best[::-1] + 0.01, 0.0)
 
 
 def test_what_was_best_survives_a_checkpoint():
     first, second = judge(1.0, np.array([0.25, 0.1 + 0.2])), judge(1.0, None)
-    first.next_at, first.averaged_at = 7, 5
-    second.restore(first.state())
+    first.next_at, first.averaged_at, first.best_distance, first.history = 7, 5, 0.1, [(0, 0.5), (4, 1 / 3)]
+    first.core.cost_weight = CostWeight(0.3, 0.3)
+    second.restore(json.loads(json.dumps(first.state())))
     assert np.array_equal(second.best, first.best)
-    assert (second.next_at, second.averaged_at) == (7, 5)
+    assert (second.next_at, second.averaged_at, second.best_distance, second.history) == (7, 5, 0.1, first.history)
+    assert second.core.cost_weight == first.core.cost_weight
+    assert second.state() == first.state()
     empty = judge(1.0, np.ones(2))
     empty.restore(judge(1.0, None).state())
     assert empty.best is None

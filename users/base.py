@@ -3,14 +3,19 @@
 Shapes: U users, N examples per user, P pathways.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.base import hash_tensors
 from users.items import Items
+from users.lazy import LazyUsers, OnDemand
 
 ROLES = ("support", "validation", "query")
 SPLITS = ("train", "val", "test")
@@ -78,7 +83,7 @@ class Population:
     Attributes:
         name: for reports and file names.
         num_classes: C; labels are below it.
-        train, val, test: the users of each split.
+        train, val, test: the users of each split; tuples, or :class:`users.lazy.LazyUsers` where there are very many.
         seed: what everything random about the population followed from.
         items: what ``inputs`` are positions in, where users share examples or share a file; None: they are the examples.
         fitting: labelled examples for the population model. Of users who are in no split, so that nothing is rewarded on
@@ -91,9 +96,9 @@ class Population:
 
     name: str
     num_classes: int
-    train: tuple[User, ...]
-    val: tuple[User, ...]
-    test: tuple[User, ...]
+    train: Sequence[User]
+    val: Sequence[User]
+    test: Sequence[User]
     seed: int = 0
     items: Items | None = None
     fitting: Examples | None = None
@@ -106,11 +111,11 @@ class Population:
             raise ValueError(f"population {self.name!r} is cross-fitted: `folds` must have one entry for each of its `items`.")
         if empty := [split for split in SPLITS if not getattr(self, split)]:
             raise ValueError(f"population {self.name!r} has no {empty[0]} users; give it more users, or another split.")
-        ids = [user.user_id for user in self.users]
+        ids = self.ids
         if len(set(ids)) < len(ids):
             twice = sorted({i for i in ids if ids.count(i) > 1})
             raise ValueError(f"user ids must be unique across splits; these occur twice: {twice[:5]}.")
-        for user in self.users:
+        for user in self._witnesses():
             for role in ROLES:
                 self._check(getattr(user, role), f"user {user.user_id!r} has {role}")
         if self.fitting is not None and len(self.fitting):
@@ -123,10 +128,65 @@ class Population:
         if self.items is not None and (places.min() < 0 or places.max() >= len(self.items)):
             raise ValueError(f"{whose} inputs outside 0..{len(self.items) - 1}, the items; give positions of items.")
 
+    def _witnesses(self) -> Iterable[User]:
+        """The users whose examples are checked: everybody who is there, and some of those who are drawn on demand."""
+        for users in self._splits:
+            yield from users.sample() if isinstance(users, LazyUsers) else users
+
     @property
-    def users(self) -> tuple[User, ...]:
+    def _splits(self) -> tuple[Sequence[User], ...]:
+        return self.train, self.val, self.test
+
+    @property
+    def lazy(self) -> bool:
+        """Whether some users are drawn only when they are asked for."""
+        return any(isinstance(users, LazyUsers) for users in self._splits)
+
+    @property
+    def users(self) -> Sequence[User]:
         """All users: train, then val, then test."""
+        if self.lazy:
+            return OnDemand(sum(map(len, self._splits)), self._user)
         return (*self.train, *self.val, *self.test)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all :attr:`users`, none of whom is drawn for it."""
+        each = [u.ids if isinstance(u, LazyUsers) else tuple(user.user_id for user in u) for u in self._splits]
+        return tuple(name for names in each for name in names)
+
+    @property
+    def infos(self) -> Sequence[Mapping[str, Any]]:
+        """``info`` of all :attr:`users`, none of whom is drawn for it."""
+        if self.lazy:
+            return OnDemand(sum(map(len, self._splits)), self._info)
+        return tuple(user.info for user in self.users)
+
+    def sizes(self, role: str) -> NDArray[np.int64]:
+        """How many examples each of :attr:`users` has in a role; none of them is drawn for it."""
+        each = [
+            np.full(len(users), users.sizes[role])
+            if isinstance(users, LazyUsers)
+            else np.array([len(getattr(user, role)) for user in users])
+            for users in self._splits
+        ]
+        return np.concatenate(each)
+
+    def _place(self, place: int) -> tuple[Sequence[User], int]:
+        """The split that a position in :attr:`users` belongs to, and the position there."""
+        for users in self._splits:
+            if place < len(users):
+                return users, place
+            place -= len(users)
+        raise IndexError(f"no user {place} places after the last one.")
+
+    def _user(self, place: int) -> User:
+        users, inside = self._place(place)
+        return users[inside]
+
+    def _info(self, place: int) -> Mapping[str, Any]:
+        users, inside = self._place(place)
+        return users.info(inside) if isinstance(users, LazyUsers) else users[inside].info
 
     def indices(self, split: str) -> range:
         """Positions in :attr:`users` of one split's users."""
@@ -135,10 +195,18 @@ class Population:
         return range(start, start + sizes[SPLITS.index(split)])
 
     def fingerprint(self, *splits: str) -> str:
-        """A hash of every example of every user, of some splits or (none named) of all."""
+        """A hash of every example of every user, of some splits or (none named) of all.
+
+        Users drawn on demand are stood for by what they follow from and by the examples of the first of them.
+        """
         tensors = {}
         for split in splits or SPLITS:
-            for number, user in enumerate(getattr(self, split)):  # answers are kept by position
+            users = getattr(self, split)
+            if isinstance(users, LazyUsers):
+                recipe = json.dumps(users.recipe, sort_keys=True).encode()
+                tensors[f"{split}/recipe"] = torch.frombuffer(bytearray(recipe), dtype=torch.uint8)
+                users = users.sample()
+            for number, user in enumerate(users):  # answers are kept by position
                 for role in ROLES:
                     examples: Examples = getattr(user, role)
                     name = f"{split}/{number}/{user.user_id}/{role}"

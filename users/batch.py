@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +17,16 @@ from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, save_artefact
 from backbones.pathways import Frozen, Pathways
-from users.base import Examples, Population, User
+from users.base import ROLES, Examples, Population, User
 from users.describe import cost_estimate
 from users.items import Items, TensorItems
+from users.kept import MEMORY, Kept, Seen, joined
 
 LOG = logging.getLogger("dsa")
 CHUNK = 256
 """Examples that go through the frozen model together."""
+GATHERED = 64
+"""Users whose frozen states are looked at together where everybody's are needed."""
 MANY = 500
 """Items from which on it is said beforehand what their features will take."""
 
@@ -32,6 +36,7 @@ class _Gathered(Sequence[Tensor]):
 
     def __init__(self, tensors: Sequence[Tensor], index: Tensor) -> None:
         self._tensors, self._index = tensors, index
+        self._in_order = torch.equal(index.flatten(), torch.arange(index.numel()))
         self._found: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -40,8 +45,20 @@ class _Gathered(Sequence[Tensor]):
     def __getitem__(self, p):  # no slices: pathways are asked for one by one
         place = range(len(self))[p]
         if place not in self._found:
-            self._found[place] = self._tensors[place][self._index]
+            tensor = self._tensors[place]
+            everything = self._in_order and len(tensor) == self._index.numel()
+            self._found[place] = tensor.unflatten(0, self._index.shape) if everything else tensor[self._index]
         return self._found[place]
+
+
+class Rows(Protocol):
+    """Users' examples in one role, of which those of some users can be had: a :class:`Batch`, or a :class:`Part`."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, users: Tensor) -> "Batch":
+        """The examples of some of the users, ``[U']`` positions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -116,9 +133,14 @@ def run_frozen(pathways: Pathways, items: Items, chunk: int = CHUNK, label: str 
 
 def side_by_side(table: Frozen, examples: Sequence[Examples], places: Tensor) -> Batch:
     """Users' examples, whose places in the table come one user after the other, ``[sum of N]``, padded to one length."""
-    counts = torch.tensor([len(e) for e in examples])
-    present = torch.arange(int(counts.max())) < counts[:, None]
-    labels = torch.cat([e.labels for e in examples])
+    return _beside(table, [e.labels for e in examples], places, max(map(len, examples)))
+
+
+def _beside(table: Frozen, each: Sequence[Tensor], places: Tensor, width: int) -> Batch:
+    """Users with the labels ``each``, padded to ``width`` examples."""
+    counts = torch.tensor([len(e) for e in each])
+    present = torch.arange(width) < counts[:, None]
+    labels = torch.cat(list(each))
     return Batch(table, _padded(places, present), _padded(labels, present), present / counts[:, None])
 
 
@@ -138,31 +160,97 @@ def fresh_support(pathways: Pathways, population: Population, user: User) -> Bat
     return side_by_side(table, [user.support], torch.arange(len(user.support)))
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some users' examples in one role, gathered only for those who are asked for.
+
+    Attributes:
+        data: whose users.
+        split, role: which examples.
+        users: ``[U]`` positions within the split.
+    """
+
+    data: "Prepared"
+    split: str
+    role: str
+    users: Tensor
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def rows(self, users: Tensor) -> Batch:
+        """The examples of some of the users, ``[U']`` positions among :attr:`users`."""
+        return self.data.rows(self.split, self.role, self.users[users])
+
+
 class Prepared:
-    """A population seen through a frozen model with pathways: every example's frozen part, computed once.
+    """A population seen through a frozen model with pathways.
+
+    Where users share items, every item's frozen part is computed once and kept, on disk too if it is pooled. Users who own
+    their examples go through the model one by one, when somebody asks for them, and the latest of them are kept in memory;
+    each alone, so that no result depends on what else was asked for or forgotten. Pooled features of theirs are kept on disk
+    as well, a table per split and role, as long as all of them fit into the memory granted.
 
     Args:
         pathways: along the population model.
         population: whose users.
         folder: where pooled features are kept on disk (under a name that tells model and content); None: nowhere.
+        memory: GB (1e9 bytes) of frozen states that are kept of users who own their examples. Beyond it there is only what
+            a caller has asked for and still holds. Less memory costs time and changes no result, save where it decides about
+            the tables of pooled features, whose last bits may then differ.
 
     Attributes:
         remarks: what the reader should know about the features (texts cut off); complete once they are computed.
+        kept: the frozen states that are kept, see :class:`users.kept.Kept`.
 
     A damaged file of features is named and made again, since all that it was made of is at hand.
+
+    Raises:
+        ValueError: for a memory below 0.
     """
 
-    def __init__(self, pathways: Pathways, population: Population, folder: Path | None = None) -> None:
+    def __init__(self, pathways: Pathways, population: Population, folder: Path | None = None, memory: float = MEMORY) -> None:
+        if not 0 <= memory < float("inf"):
+            raise ValueError(f"memory must be a finite number of GB of at least 0, got {memory}.")
         self.pathways, self.population, self.folder = pathways, population, folder
+        self.kept = Kept(int(memory * 1e9))
         self._batches: dict[tuple[str, str], Batch] = {}
+        self._widths: dict[tuple[str, str], int] = {}
         self._table: Frozen | None = None
         self.remarks: tuple[str, ...] = ()
 
+    def rows(self, split: str, role: str, users: Tensor) -> Batch:
+        """The examples of some users, ``[U]`` positions within the split, in that order and with repetitions if asked."""
+        if self._tabulated:
+            return self.batch(split, role).rows(users)
+        seen = [self._seen(split, role, n) for n in users.tolist()]
+        places = torch.arange(sum(len(one.labels) for one in seen))
+        return _beside(joined([one.frozen for one in seen]), [one.labels for one in seen], places, self._width(split, role))
+
+    def part(self, split: str, role: str, first: int | None = None) -> Part:
+        """A split's examples (those of its ``first`` users) in a role, to be gathered in pieces."""
+        return Part(self, split, role, torch.arange(len(getattr(self.population, split)))[:first])
+
+    def readouts(self, split: str, role: str, first: int | None = None) -> Batch:
+        """A batch of the same users whose only site is the last: all that classifiers and embeddings read, and little."""
+        if self._tabulated:
+            batch = self.batch(split, role)
+            return batch.rows(torch.arange(len(batch))[:first])
+        part, found = self.part(split, role, first), []
+        for users in torch.arange(len(part)).split(GATHERED):
+            some = part.rows(users)
+            found.append((some.table.sites[-1], some.labels, some.weights))
+        tables, labels, weights = zip(*found, strict=True)
+        present = torch.cat(weights) > 0
+        index = _padded(torch.arange(int(present.sum())), present)
+        return Batch(Frozen((torch.cat(tables),)), index, torch.cat(labels), torch.cat(weights))
+
     def batch(self, split: str, role: str) -> Batch:
-        """All of a split's examples in a role, computed on first use."""
+        """All of a split's examples in a role. Where users own their examples it takes the memory of all of them."""
+        if not self._tabulated:
+            return self.rows(split, role, torch.arange(len(getattr(self.population, split))))
         if (split, role) not in self._batches:
-            users = getattr(self.population, split)
-            examples = [getattr(user, role) for user in users]
+            examples = [getattr(user, role) for user in getattr(self.population, split)]
             if self.population.items is not None:
                 found = side_by_side(self.table, examples, torch.cat([e.inputs for e in examples]))
             else:
@@ -170,6 +258,32 @@ class Prepared:
                 found = side_by_side(self._features(items, f"{split} {role}"), examples, torch.arange(len(items)))
             self._batches[split, role] = found
         return self._batches[split, role]
+
+    @cached_property
+    def _tabulated(self) -> bool:
+        """Whether all frozen states of a split and role are one table."""
+        if self.population.items is not None:
+            return True
+        if not (self.pathways.pooled and self.folder) or self.population.lazy:
+            return False
+        examples = sum(int(self.population.sizes(role).sum()) for role in ROLES)
+        return examples * sum(self.pathways.widths) * 4 <= self.kept.limit
+
+    def _seen(self, split: str, role: str, n: int) -> Seen:
+        """One user's examples after the frozen model, in full precision whatever the caller computes in."""
+
+        def see() -> Seen:
+            examples: Examples = getattr(getattr(self.population, split)[n], role)
+            with torch.autocast("cpu", enabled=False):
+                return Seen(run_frozen(self.pathways, TensorItems(examples.inputs)), examples.labels.clone())
+
+        return self.kept.get((split, role, n), see)
+
+    def _width(self, split: str, role: str) -> int:
+        """The most examples that a user of a split has in a role."""
+        if (split, role) not in self._widths:
+            self._widths[split, role] = int(self.population.sizes(role)[self.population.indices(split)].max())
+        return self._widths[split, role]
 
     @property
     def table(self) -> Frozen:

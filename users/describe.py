@@ -1,6 +1,6 @@
 """What to say of a population before anything long begins: who is in it, and what its features will take."""
 
-from users.base import SPLITS, Population
+from users.base import ROLES, SPLITS, Population
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -9,7 +9,7 @@ FLOAT = 4
 def describe(population: Population) -> str:
     """Lines for the reader: users per split, examples, items, classes, and everything the loader has to say."""
     users = ", ".join(f"{len(getattr(population, split)):,} {split}" for split in SPLITS)
-    examples = sum(len(user.support) + len(user.validation) + len(user.query) for user in population.users)
+    examples = sum(int(population.sizes(role).sum()) for role in ROLES)
     fitting = 0 if population.fitting is None else len(population.fitting)
     names = population.class_names
     classes = ": " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else ""

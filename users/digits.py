@@ -4,7 +4,7 @@ Source of the images: the test part of the UCI "Optical Recognition of Handwritt
 it. Nothing is downloaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from users.base import Examples, Population, User
+from users.lazy import MANY, LazyUsers
 from users.shifts import SHIFTS
 
 KINDS = ("none", "inverted", "rotated", "noisy", "faint", "moved_and_blurred", "swapped_labels")
 POOLS = {"pretrain": 0.28, "train-fit": 0.28, "train-reward": 0.14, "val": 0.12, "test": 0.18}
 GROUPS = ("at most one shift", "two shifts")
-SUPPORT, VALIDATION, QUERY = 20, 40, 60
+SIZES = {"support": 20, "validation": 40, "query": 60}
+SUPPORT, VALIDATION, QUERY = SIZES.values()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def digits_population(
 
     Each user has 20 support, 40 validation and 60 query images; within a user no image is in two roles. Train users
     take support and query from the pool *train-fit* and validation from *train-reward*; val and test users have a pool
-    each. Users of a split share images, so intervals over users describe new users of this image pool.
+    each. Users of a split share images, so intervals over users describe new users of this image pool. Splits of more
+    than 5,000 users are drawn on demand (:class:`users.lazy.LazyUsers`), so that 100,000 users cost no memory.
 
     Args:
         seed: everything follows from it; the n-th user of a split is the same whatever the number of users.
@@ -81,28 +84,63 @@ def digits_population(
         SHIFTS.get(name)
     pools = digits_pools(seed)
     counts = {"train": train_users, "val": val_users, "test": test_users}
-    splits = {}
+    splits: dict[str, Sequence[User]] = {}
     for number, (split, count) in enumerate(counts.items()):
         if count < 1:
             raise ValueError(f"{split}_users must be at least 1, got {count}.")
-        draws = (np.random.default_rng([seed, 1 + number, n]) for n in range(count))
-        splits[split] = tuple(_user(f"{split}-{n}", split, pools, shifts, two_shifts, rng) for n, rng in enumerate(draws))
+        source = _Source(seed, 1 + number, split, pools, tuple(shifts), two_shifts)
+        splits[split] = source.lazy(count) if count > MANY else tuple(map(source.user, range(count)))
     return Population(
         "digits", 10, splits["train"], splits["val"], splits["test"], seed=seed, fitting=Examples(*pools.pretraining())
     )
 
 
-def _user(user_id: str, split: str, pools: DigitsPools, kinds: Sequence[str], two: float, rng: np.random.Generator) -> User:
-    rows = _draw_rows(split, pools, rng)
-    names = _draw_shifts(kinds, two, rng)
-    images, labels = pools.images[rows], pools.labels[rows]
-    for name in names:
-        images, labels = SHIFTS.get(name)(images, labels, rng)
-    inputs, targets = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.ascontiguousarray(labels))
-    cuts = (SUPPORT, VALIDATION, QUERY)
-    parts = [Examples(x, y) for x, y in zip(inputs.split(cuts), targets.split(cuts), strict=True)]
-    support, validation, query = parts
-    return User(user_id, support, validation, query, {"shifts": "+".join(names), "group": GROUPS[len(names) - 1]})
+@dataclass(frozen=True)
+class _Source:
+    """Draws the users of one split, each from random numbers of their own.
+
+    Attributes:
+        seed, stream: of the random numbers, beside the user's number.
+        split: whose pools the images come from.
+        pools, kinds, two: images, names of shifts, and the share of users with two.
+    """
+
+    seed: int
+    stream: int
+    split: str
+    pools: DigitsPools
+    kinds: tuple[str, ...]
+    two: float
+
+    def user(self, n: int) -> User:
+        """The n-th user."""
+        rows, names, rng = self._begun(n)
+        images, labels = self.pools.images[rows], self.pools.labels[rows]
+        for name in names:
+            images, labels = SHIFTS.get(name)(images, labels, rng)
+        inputs, targets = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.ascontiguousarray(labels))
+        cuts = tuple(SIZES.values())
+        support, validation, query = (Examples(x, y) for x, y in zip(inputs.split(cuts), targets.split(cuts), strict=True))
+        return User(self.name(n), support, validation, query, _info(names))
+
+    def lazy(self, count: int) -> LazyUsers:
+        """The first ``count`` users, drawn on demand."""
+        recipe = {"digits": self.split, "seed": self.seed, "shifts": self.kinds, "two_shifts": self.two}
+        return LazyUsers(count, self.user, lambda n: _info(self._begun(n)[1]), self.name, SIZES, recipe)
+
+    def name(self, n: int) -> str:
+        """The n-th user's id."""
+        return f"{self.split}-{n}"
+
+    def _begun(self, n: int) -> tuple[NDArray[np.int64], tuple[str, ...], np.random.Generator]:
+        """Positions of the n-th user's images, the names of their shifts, and the random numbers from there on."""
+        rng = np.random.default_rng([self.seed, self.stream, n])
+        rows = _draw_rows(self.split, self.pools, rng)
+        return rows, _draw_shifts(self.kinds, self.two, rng), rng
+
+
+def _info(names: Sequence[str]) -> Mapping[str, str]:
+    return {"shifts": "+".join(names), "group": GROUPS[len(names) - 1]}
 
 
 def _draw_rows(split: str, pools: DigitsPools, rng: np.random.Generator) -> NDArray[np.int64]:

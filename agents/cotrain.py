@@ -1,0 +1,90 @@
+"""Co-training: meta-training under the policy's own masks, in turn with training the policy.
+
+Adapters that were meta-trained under random masks are at their best under none in particular. Every turn trains a policy on
+the present initialisation, and then the initialisation goes on learning with each user under the masks which that policy
+chooses for them, among the usual ones, so that policy and adapters fit each other.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.checkpoint import choose_plans, load_policy
+from agents.learning import learn
+from agents.run import RunConfig
+from backbones.artefacts import exists
+from envs.modelled import meta_settings
+from envs.oracles import CachedOracle, LiveOracle
+from envs.scenario import Scenario
+from meta.masks import sample_masks
+from meta.store import init_facts, save_init
+from meta.trainer import MetaConfig, trainer_for
+
+OWN = 0.7
+"""Share of users who are meta-trained under a mask of the policy; the others as in plain meta-training."""
+WEIGHTS = 7
+"""Cost weights, evenly spaced over the policy's range, at which its masks are taken."""
+
+
+def cotrain(config: RunConfig, folder: Path, device: str = "cpu", progress: bool = True) -> None:
+    """Make ``folder / "meta-1"`` to ``folder / "meta-N"``, N turns; what is there already is not made again.
+
+    Args:
+        config: with ``cotrain`` = N turns. A turn's policy is trained for half of ``total_timesteps``, its meta-training
+            takes half of the environment's ``meta_steps``.
+        folder: of the run.
+        device: of the policy network.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError: if the environment has no model to meta-train.
+    """
+    for turn in range(1, config.cotrain + 1):
+        path = config.init_of(folder, turn)
+        if exists(path):
+            continue
+        scenario = config.scenario(folder, turn - 1)
+        live = scenario.oracle.live if isinstance(scenario.oracle, CachedOracle) else None
+        if not isinstance(live, LiveOracle):
+            raise ValueError(f"co-training needs an environment whose adapters can be meta-trained; {config.env} has none.")
+        half = replace(config, total_timesteps=-(-config.total_timesteps // 2))
+        stage = folder / f"cotrain-{turn}"
+        learn(half, scenario, stage, device=device, progress=progress)
+        own = own_masks(config, scenario, stage / "policy")
+        steps = meta_config(config)
+        trainer = trainer_for(live.data, steps, stage, live.init, mixed(own, steps))
+        save_init(path, trainer.run(), init_facts(live.data))
+
+
+def meta_config(config: RunConfig) -> MetaConfig:
+    """How the environment meta-trains, for half as many steps."""
+    whole = meta_settings(config.scenario_arguments()[1])
+    return replace(whole, steps=-(-whole.steps // 2))
+
+
+def own_masks(config: RunConfig, scenario: Scenario, policy: Path) -> Tensor:
+    """The deterministic policy's masks for train users at several cost weights, ``[WEIGHTS, U, P]`` bool."""
+    users, weight = scenario.users("train"), config.rules.weight
+    trained, _ = load_policy(policy, scenario)
+    at = np.linspace(weight.low, weight.high, WEIGHTS if weight.varies else 1)
+    plans = [choose_plans(trained, scenario, users, config.rules, float(w))[:, -1] for w in at]
+    return torch.from_numpy(np.stack(plans))
+
+
+def mixed(own: Tensor, config: MetaConfig) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """Which masks ``[B, P]`` users ``[B]`` (positions among train users) are meta-trained under.
+
+    A mask of the policy with probability :data:`OWN` (one with nothing on teaches nothing, and is replaced), else as usual.
+    """
+
+    def draw(users: Tensor, generator: torch.Generator) -> Tensor:
+        usual = sample_masks(len(users), own.shape[2], generator, config.all_on)
+        chosen = own[torch.randint(len(own), users.shape, generator=generator), users]
+        take = (torch.rand(len(users), generator=generator) < OWN) & chosen.any(1)
+        return torch.where(take[:, None], chosen, usual)
+
+    return draw

@@ -1,0 +1,1 @@
+"""What a step of the environments costs: ``python -m eval.bench env``, ``masks`` and ``scale``."""
