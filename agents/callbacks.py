@@ -213,10 +213,10 @@ class BestOnVal(BaseCallback):
         self.save()
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write the oracle's answers, then a checkpoint: what is played again after a kill finds the answers of the first time."""
         assert isinstance(self.model, PPO)
-        save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())
         self.scenario.save()
+        save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())
 
     def _evaluate(self, weight: float) -> tuple[dict[str, float], NDArray[np.float64], Plans]:
         """Figures, rewards ``[U]`` and last masks ``[U, P]`` of val users at one cost weight."""

@@ -19,7 +19,7 @@ from agents.run import RunConfig
 from backbones.artefacts import exists
 from envs.modelled import meta_settings
 from envs.oracles import CachedOracle, LiveOracle
-from envs.scenario import Scenario
+from envs.scenario import Scenario, forget_scenarios
 from meta.masks import sample_masks
 from meta.store import init_facts, save_init
 from meta.trainer import MetaConfig, trainer_for
@@ -58,6 +58,15 @@ def cotrain(config: RunConfig, folder: Path, device: str = "cpu", progress: bool
         steps = meta_config(config)
         trainer = trainer_for(live.data, steps, stage, live.init, mixed(own, steps))
         save_init(path, trainer.run(), init_facts(live.data))
+        forget_scenarios()  # the next one has a model and frozen states of its own
+
+
+def discard_turns(folder: Path) -> None:
+    """Make what an earlier run left of its turns in ``folder`` count for nothing, for a new run that begins there."""
+    for file in (*folder.glob("meta-[0-9]*.json"), *folder.glob("cotrain-[0-9]*/*.json")):
+        file.unlink()
+    for events in folder.glob("cotrain-[0-9]*/tensorboard/events.out.tfevents.*"):
+        events.unlink()
 
 
 def meta_config(config: RunConfig) -> MetaConfig:

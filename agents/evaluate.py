@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     try:
         evaluate_run(args.run, args.cost_weight, args.max_active)
-    except (ValueError, FileNotFoundError, FloatingPointError, ArtefactError) as error:
+    except (ValueError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -19,6 +19,7 @@ from backbones.artefacts import exists
 from envs.rules import Rules
 from envs.sb3 import PathwaySelectionVecEnv
 from envs.scenario import Scenario
+from meta.curves import room_for_curves
 
 WARM = 1.5
 """Logits of a warm start: every bit of the best static mask with a probability of .82."""
@@ -51,6 +52,7 @@ def learn(
 
     Raises:
         ArtefactError: if the folder's checkpoint is damaged, or of another scenario.
+        DiskFullError: without room for the checkpoint, the policy or the curves.
         KeyboardInterrupt: after a Ctrl-C, when everything is saved.
     """
     rules = rules or config.rules
@@ -63,7 +65,9 @@ def learn(
     model = PPO(POLICIES[config.policy], VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=device, **config.ppo)
     if start is not None:
         model.policy.load_state_dict(start.state_dict())
-    model.set_logger(configure(str(events or folder / "tensorboard"), ["tensorboard"]))
+    events = events or folder / "tensorboard"
+    with room_for_curves(events):
+        model.set_logger(configure(str(events), ["tensorboard"]))
     meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}
     meta |= {"scenario": scenario.fingerprint, "rules": rules.to_json()}
     best = BestOnVal(
@@ -85,7 +89,7 @@ def learn(
         best.restore(restore_checkpoint(folder / "checkpoint", model, best.average, env.core))
     left = config.total_timesteps - model.num_timesteps
     if left > 0:
-        with stop_between_rollouts(best):
+        with stop_between_rollouts(best), room_for_curves(events):
             model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
         if best.stop_asked:  # during the last rollout
             raise KeyboardInterrupt

@@ -14,6 +14,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
+from backbones.artefacts import write_atomically
+
 Settings = dict[str, Any]
 """An entry of ``hyperparameters/ppo.yml``, with what ``default`` fills in."""
 Objective = Callable[[Settings, Callable[[float, int], None]], float]
@@ -65,6 +67,7 @@ def open_study(path: Path, wanted: dict[str, Any]) -> optuna.Study:
         ValueError: if the file holds a search for something else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    drop_torn_line(path)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path))),
         study_name="tune",
@@ -80,6 +83,13 @@ def open_study(path: Path, wanted: dict[str, Any]) -> optuna.Study:
         different = [name for name in wanted if before.get(name) != wanted[name]]
         raise ValueError(f"{path} holds trials with another {', '.join(different)}; choose another --out, or remove it.")
     return study
+
+
+def drop_torn_line(path: Path) -> None:
+    """Remove the last line of a file of trials if a kill or a full disk tore it; another behind it would not be read."""
+    known = path.read_bytes() if path.exists() else b""
+    if known and not known.endswith(b"\n"):
+        write_atomically(path, known[: known.rfind(b"\n") + 1])
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from agents.callbacks import BestOnVal
-from agents.cotrain import cotrain
+from agents.cotrain import cotrain, discard_turns
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.learning import learn
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
-from backbones.artefacts import ArtefactError
+from backbones.artefacts import ArtefactError, DiskFullError
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from envs.cost_weights import CostWeight
@@ -77,10 +77,13 @@ def main(arguments: list[str] | None = None) -> None:
             folder, config = args.resume, RunConfig.load(args.resume)
         else:
             config = read_settings(args)
-            folder = claim_folder(args, config)
-            config.save(folder)
+            claimed = claim_folder(args, config)
+            config.save(claimed)
+            folder = claimed
         train(config, folder, args)
         evaluate_run(folder)
+    except DiskFullError as error:
+        sys.exit(f"error: {error}" + (f" Go on with --resume {folder}" if folder else ""))
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -120,8 +123,10 @@ def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
         raise FileExistsError(f"{folder} holds files already; choose another --log-dir, or --overwrite, or --resume it.")
     for name in ("checkpoint.json", "policy.json", "summary.json", "users.csv", "table.md", "seconds.json"):
         (folder / name).unlink(missing_ok=True)
-    for events in config.events(folder).glob("events.out.tfevents.*") if args.overwrite else ():
-        events.unlink()  # or the old run's curves would be drawn together with the new ones
+    if args.overwrite:
+        discard_turns(folder)
+        for events in config.events(folder).glob("events.out.tfevents.*"):
+            events.unlink()  # or the old run's curves would be drawn together with the new ones
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -24,7 +24,7 @@ import yaml
 from agents.run import hyperparameters
 from agents.train_ppo import parse as parse_training
 from agents.train_ppo import read_settings, train
-from backbones.artefacts import ArtefactError, write_atomically
+from backbones.artefacts import ArtefactError, room_for, write_atomically
 from backbones.threads import usable_cores
 from meta.arguments import show_log
 
@@ -87,8 +87,10 @@ def tune(args: argparse.Namespace) -> str:
     except ModuleNotFoundError as error:
         raise ImportError("tuning needs Optuna: pip install 'dynamic-sparse-adapters[tune]'") from error
     wanted = {name: getattr(args, name) for name in ("env", "cost_weight", "seeds", "seed", "env_kwargs")}
-    study = open_study(args.out.with_suffix(".trials"), wanted | {"settings": settings})
-    run_trials(study, settings, lambda tried, report: value_of(tried, args, report), args.trials, args.seed)
+    path = args.out.with_suffix(".trials")
+    with room_for(path):
+        study = open_study(path, wanted | {"settings": settings})
+        run_trials(study, settings, lambda tried, report: value_of(tried, args, report), args.trials, args.seed)
     best, first = study.best_trial, next(trial for trial in finished(study) if trial.value is not None)
     lines = [
         f"# Written by `{command_of(args)}`, from val users only.",

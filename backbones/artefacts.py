@@ -4,12 +4,14 @@
 the commit: a kill at any moment leaves either the old artefact or the new one. Nothing is ever unpickled.
 """
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,46 @@ LEFT_BEHIND = 3600.0
 """Seconds after which a tensor file that no JSON names was left behind by a kill, not just written by another process."""
 
 
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says when a disk, a quota, or a limit on file sizes is full."""
+
+
 class ArtefactError(RuntimeError):
     """An artefact is missing, truncated, altered, or of another kind or version."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside ``path`` and rename, so that ``path`` is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+class DiskFullError(OSError):
+    """There was no room to write a file; the message names it, the cause and the cure."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Within: what fails for want of room raises :class:`DiskFullError`, which names ``path``."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DiskFullError(
+            f"{path} could not be written: the disk or the quota is full ({error.strerror}). Free some space, or write "
+            "elsewhere (--out, --log-dir, $DSA_CACHE). What was there before is untouched."
+        ) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside ``path`` and rename, so that ``path`` is always whole. Raises :class:`DiskFullError` without room."""
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def _tensor_file(path: Path, checksum: str) -> Path:
@@ -55,14 +80,23 @@ def exists(path: Path) -> bool:
 
 
 def save_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Save ``tensors`` and JSON-able ``meta`` as ``path`` (given without suffix), replacing what was there."""
+    """Save ``tensors`` and JSON-able ``meta`` as ``path`` (given without suffix), replacing what was there.
+
+    Raises:
+        DiskFullError: without room for it; what was there stays, and nothing else does.
+    """
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     checksum = hashlib.sha256(data).hexdigest()
     body = {"format": FORMAT, "kind": kind, "tensors_sha256": checksum, "meta": json.loads(json.dumps(dict(meta)))}
     body["self_sha256"] = _digest(body)
     target, replaced = _tensor_file(path, checksum), _named_tensors(path)
     write_atomically(target, data)
-    write_atomically(_json_file(path), json.dumps(body, indent=1).encode())
+    try:
+        write_atomically(_json_file(path), json.dumps(body, indent=1).encode())
+    except DiskFullError:
+        if target != _named_tensors(path):
+            target.unlink(missing_ok=True)
+        raise
     for old in path.parent.glob(f"{path.name}-{'?' * 12}.safetensors"):
         if old != target and (old == replaced or _age(old) > LEFT_BEHIND):
             old.unlink(missing_ok=True)

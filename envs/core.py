@@ -173,7 +173,7 @@ class PathwaySelection:
         return found
 
     def latest(self) -> Plans:
-        """The mask decided last (or being decided) in every slot's present episode, ``[slots, P]``; all zero before the first."""
+        """The mask decided last (or being decided) in every slot's present episode, ``[slots, P]``; zeros before the first."""
         return self.plans[np.arange(len(self.users)), np.maximum(self.done - 1, 0) // self.turns]
 
     def state(self) -> dict[str, list]:
@@ -216,8 +216,8 @@ class PathwaySelection:
     def _allowed(self, weight: float) -> float:
         if not self.cost_weight.low <= weight <= self.cost_weight.high:
             raise ValueError(
-                f"cost weight {weight:g} is outside {self.cost_weight.given()}; make the environment (or train the policy) with a "
-                "range that holds it."
+                f"cost weight {weight:g} is outside {self.cost_weight.given()}; make the environment (or train the policy) with "
+                "a range that holds it."
             )
         return float(weight)
 

@@ -107,6 +107,11 @@ def builder_of(name: str) -> Callable[..., Scenario]:
     return getattr(import_module(module), function)
 
 
+def forget_scenarios() -> None:
+    """Let go of what this process has built, and of the memory that frozen states take; what is on disk stays."""
+    _load.cache_clear()
+
+
 @cache
 def _load(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Scenario:
     return builder_of(name)(**dict(kwargs))

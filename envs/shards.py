@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backbones.artefacts import load_artefact, save_artefact
+from backbones.artefacts import DiskFullError, load_artefact, save_artefact
 from envs.oracles import ROLES, CachedOracle, Oracle, Plans
 from envs.registration import known_spec
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
@@ -153,12 +153,19 @@ def cut(scenario: Scenario, masks: Plans) -> list[Shard]:
 
 
 def work(source: Source, shard: Shard, masks: Plans, folder: Path) -> None:
-    """Measure a shard and write its answers to ``folder``. Raises :class:`ShardError` for whatever goes wrong."""
+    """Measure a shard and write its answers to ``folder``.
+
+    Raises:
+        DiskFullError: without room for them.
+        ShardError: for whatever else goes wrong.
+    """
     try:
         answers = measured(live_oracle(source.scenario()), shard, masks)
         accuracy, loss = encoded(answers)
         tensors = {"accuracy": torch.from_numpy(accuracy), "loss": torch.from_numpy(loss)}
         save_artefact(folder / shard.name, KIND, tensors, {"roles": shard.roles})
+    except DiskFullError:
+        raise
     except Exception as error:  # of any kind: it comes from another process, and from oracles that are not ours
         last = shard.start + len(shard.users) - 1
         raise ShardError(

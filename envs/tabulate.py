@@ -25,7 +25,7 @@ from threading import Thread
 import torch
 from tqdm.auto import tqdm
 
-from backbones.artefacts import ArtefactError, exists, load_artefact, save_artefact
+from backbones.artefacts import ArtefactError, DiskFullError, exists, load_artefact, save_artefact
 from backbones.threads import usable_cores
 from envs.oracles import Plans
 from envs.scenario import Scenario
@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         source = Source.of(args.env, args.seed, parse_pairs(args.env_kwargs, "--env-kwargs"))
         tabulate(source, args.out, args.masks, args.processes, args.overwrite)
+    except DiskFullError as error:
+        sys.exit(f"error: {error} What is finished is kept: then give the same command again.")
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError, ShardError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

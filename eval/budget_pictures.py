@@ -4,12 +4,14 @@ Colours are those of Okabe & Ito (2008), which colour-blind readers can tell apa
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backbones.artefacts import write_atomically
 from eval.adaptations import POLICY_ADAPTATIONS
 from eval.pareto import Points, concave_front
 
@@ -100,6 +102,7 @@ def _save(figure: Any, axes: Any, title: str, out: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    write_atomically(out, picture.getvalue())
     plt.close(figure)

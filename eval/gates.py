@@ -6,12 +6,14 @@ Reads the ``users.csv`` of evaluated runs; needs matplotlib (extra ``plot``).
 import argparse
 import csv
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.run import RunConfig
+from backbones.artefacts import ArtefactError, write_atomically
 
 
 def gate_rates(folders: list[Path], fact: str) -> dict[str, tuple[int, NDArray[np.float64]]]:
@@ -37,7 +39,7 @@ def gate_rates(folders: list[Path], fact: str) -> dict[str, tuple[int, NDArray[n
 
 
 def draw(rates: dict[str, tuple[int, NDArray[np.float64]]], pathways: list[str], title: str, out: Path) -> None:
-    """Save a heat-map, groups of users by pathways."""
+    """Save a heat-map, groups of users by pathways, as PNG."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -55,8 +57,9 @@ def draw(rates: dict[str, tuple[int, NDArray[np.float64]]], pathways: list[str],
     axes.set_title(title, size=10, loc="left")
     axes.set_frame_on(False)
     axes.tick_params(length=0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    write_atomically(out, picture.getvalue())
     plt.close(figure)
 
 
@@ -70,8 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = RunConfig.load(args.runs[0])
         rates = gate_rates(args.runs, args.by)
-        draw(rates, list(config.scenario().pathways), f"share of test users with each pathway on, {config.env}", args.out)
-    except (ValueError, FileNotFoundError) as error:
+        pathways = list(config.scenario(args.runs[0]).pathways)
+        draw(rates, pathways, f"share of test users with each pathway on, {config.env}", args.out)
+    except (ValueError, OSError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {args.out}")
 

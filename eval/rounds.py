@@ -203,14 +203,15 @@ def verdict(seeds: Sequence[Seed], rounds: Sequence[int]) -> str:
 
 def report(config: RunConfig, seeds: Sequence[Seed], rounds: Sequence[int], command: str) -> str:
     """The whole text between the markers."""
-    steps = live_oracle(config.scenario()).init.steps
+    scenario = config.scenario()
+    episodes = config.total_timesteps // config.rules.core(scenario, slots=1).steps
+    steps, users, several = live_oracle(scenario).init.steps, len(seeds[0][ONCE].reward), "s" * (len(seeds) > 1)
     lead = (
-        f"`{config.env}`, cost weight {config.cost_weight:g}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
-        f"{len(seeds[0][ONCE].reward)} test users each, query examples. A round allows {steps} gradient steps; policies were "
-        f"trained on {config.total_timesteps:,} episodes each. 95 % paired bootstrap intervals, users within seeds: they cover "
-        "other users, not another training. `cost`: of the last mask; `mask changed`: share of users whose mask changed between "
-        "rounds; `gradient steps`: those taken per user (a round with nothing on takes none). Nothing was chosen by test users. "
-        f"Written by `{command}`."
+        f"`{config.env}`, cost weight {config.cost_weight:g}; {len(seeds)} seed{several}, {users} test users each, query "
+        f"examples. A round allows {steps} gradient steps; every policy was trained on about {episodes:,} episodes. 95 % "
+        "paired bootstrap intervals, users within seeds: they cover other users, not another training. `cost`: of the last "
+        "mask; `mask changed`: share of users whose mask changed between rounds; `gradient steps`: those taken per user (a "
+        f"round with nothing on takes none). Nothing was chosen by test users. Written by `{command}`."
     )
     blocks = [lead, "\n".join(table(seeds)), "\n".join(differences(seeds, rounds)), verdict(seeds, rounds)]
     return "\n\n".join(blocks)
@@ -240,7 +241,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.rounds = sorted(set(args.rounds))
     if args.rounds[0] < 2:
-        raise ValueError(f"--rounds takes numbers of at least 2, got {args.rounds[0]}; one round is always measured beside them.")
+        raise ValueError(f"--rounds takes numbers of at least 2, got {args.rounds[0]}; one round is measured in any case.")
     if args.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {args.seeds}.")
     return args

@@ -19,6 +19,7 @@ from backbones.artefacts import ArtefactError, cache_key
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from meta.arguments import add_flags, given, parse_pairs, show_log
+from meta.curves import room_for_curves
 from meta.inner import MetaInit
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = args.out or folder_of(*names[:2])
         data = prepared(*names, args.rank, args.seed, folder, more)
         events = folder / "tensorboard" / f"{config.algorithm}-{cache_key(**asdict(config))}"
-        with SummaryWriter(str(events)) as writer:
+        with room_for_curves(events), SummaryWriter(str(events)) as writer:
             init = meta_initialisation(data, config, folder, writer.add_scalar)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")

@@ -308,13 +308,19 @@ def test_the_same_users_are_stepped_twice(scenario):
 
 
 def test_the_command_writes_the_page_and_the_figures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "measure_masks", lambda: masks.measure_masks(users=2, repeats=1))
+    row = {"on": 1, "pathways": 7, "flops": 2.5e6, "milliseconds": 3.0}
+    monkeypatch.setattr(bench, "measure_masks", lambda: {"inline": {"users": 2, "by_density": [row], "by_first": []}})
     page = tmp_path / "page.md"
     begin, end = bench.markers("masks")
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     bench.main(["masks", "--num-threads", "1", "--write", str(page), "--json", str(tmp_path / "out.json")])
     text = page.read_text()
-    assert "old" not in text and text.endswith("after\n") and "Written by `python -m eval.bench masks`." in text
+    assert (
+        "old" not in text
+        and "| 1 of 7 | 2.50 | 3.0 |" in text
+        and text.endswith("after\n")
+        and "Written by `python -m eval.bench masks`." in text
+    )
     assert json.loads((tmp_path / "out.json").read_text())["inline"]["users"] == 2
     assert str(tmp_path) not in text
 

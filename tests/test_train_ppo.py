@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from inspect import signature
 
 import numpy as np
@@ -16,13 +17,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from agents import evaluate, train_ppo
+from agents import evaluate, learning, train_ppo
 from agents.callbacks import BestOnVal, Curves
-from agents.checkpoint import load_policy
+from agents.checkpoint import choose_plans, load_policy
 from agents.comparison import METHODS
 from agents.rivals import best_static
-from agents.run import RunConfig, hyperparameters, numbered_folder
+from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import load_artefact
+from envs.oracles import Oracle
+from envs.planted import planted
+from envs.rules import Rules
 from envs.scenario import _load
 
 QUIET = ["--no-progress", "--num-threads", "1"]
@@ -348,6 +352,54 @@ def test_a_run_is_evaluated_from_the_command_line(copy, capsys):
     assert "| best_static |" in capsys.readouterr().out
 
 
+def test_the_seed_goes_to_scenarios_that_take_one():
+    settings = hyperparameters("dsa/Planted-v0", [])
+    ppo = {name: settings.pop(name) for name in PPO_SETTINGS & settings.keys()}
+    for env, arguments in (("dsa/Planted-v0", {"seed": 7}), ("dsa/Tabular-v0", {})):
+        config = RunConfig(env=env, seed=7, cost_weight=0.1, ppo=ppo, **settings)
+        assert config.scenario_arguments()[1] == arguments
+
+
+# Several rounds.
+
+
+class EveryRoundCounts(Oracle):
+    """The planted problem, but for the accuracy: the share of right gates in all masks of the plan."""
+
+    def __init__(self, scenario):
+        self.costs = scenario.oracle.costs
+        self.best = np.array([[int(bit) for bit in info["best_mask"]] for info in scenario.user_info], dtype=bool)
+
+    def measure(self, users, plans, roles):
+        right = (plans == self.best[users][:, None]).mean((1, 2))
+        return np.repeat(np.stack([right, 1 - right], 1)[:, None], len(roles), 1)
+
+
+@pytest.fixture
+def every_round_counts(monkeypatch):
+    scenario = planted()
+    # What is seen after the first mask calls for another one.
+    shown = replace(scenario, oracle=EveryRoundCounts(scenario), observe=lambda users, plans: -scenario.statistics[users])
+    monkeypatch.setattr(RunConfig, "scenario", lambda *args: shown)
+    return shown
+
+
+def test_a_policy_of_two_rounds_is_judged_and_measured_by_both(every_round_counts, tmp_path):
+    summary = train(tmp_path / "run", *TWO_ROUNDS)
+    policy, meta = load_policy(tmp_path / "run" / "policy", every_round_counts)
+    for split, reported in (("test", summary["test"]["methods"]["ppo"]["reward"]), ("val", meta["val_reward"])):
+        users = every_round_counts.users(split)
+        plans = choose_plans(policy, every_round_counts, users, RunConfig.load(tmp_path / "run").rules)
+        assert plans.shape == (100, 2, 8)
+        assert (plans[:, 0] != plans[:, 1]).any(1).mean() > 0.5
+        both, last = (every_round_counts.oracle.evaluate(users, p, "query").reward(0.1).mean() for p in (plans, plans[:, -1]))
+        assert reported == pytest.approx(both)
+        assert both != pytest.approx(last, abs=1e-3)
+    assert summary["test"]["methods"]["ppo"]["active_fraction"] == pytest.approx(
+        choose_plans(policy, every_round_counts, every_round_counts.users("test"), Rules(rounds=2))[:, -1].mean()
+    )
+
+
 # Stopping and going on.
 
 
@@ -374,7 +426,7 @@ def fall_over():
 
 @pytest.mark.parametrize("arguments", [SHORT, TWO_ROUNDS], ids=["one round", "amid two rounds"])
 @pytest.mark.parametrize("how", [press_ctrl_c, fall_over])
-@pytest.mark.parametrize("at", [64, 1200])
+@pytest.mark.parametrize("at", [64, 700, 1200])
 def test_a_run_that_was_stopped_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch, arguments, how, at):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -407,7 +459,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
 def test_a_run_stopped_before_its_first_checkpoint_goes_on(uninterrupted, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(RunConfig, "scenario", lambda self: fall_over())
+        patch.setattr(RunConfig, "scenario", lambda *args: fall_over())
         refused(*SHORT, "-f", folder)
     resume(folder)
     assert_equal_ends(uninterrupted(SHORT), folder)
@@ -563,7 +615,7 @@ def static(monkeypatch):
         asked.append((scenario.name, cost_weight, seed))
         return mask
 
-    monkeypatch.setattr(train_ppo, "best_static", found)
+    monkeypatch.setattr(learning, "best_static", found)
     yield mask.tolist()
     assert asked == [("planted", 0.2, 3)]
 
@@ -618,7 +670,7 @@ def test_only_after_a_warm_start_a_policy_must_be_better_by_a_standard_error(tmp
     def made(*args, **kwargs):
         raise ValueError(f"margin {signature(BestOnVal).bind(*args, **kwargs).arguments['margin']}")
 
-    monkeypatch.setattr(train_ppo, "BestOnVal", made)
+    monkeypatch.setattr(learning, "BestOnVal", made)
     assert refused(*arguments, "-f", tmp_path / "run") == f"error: margin {margin}"
 
 

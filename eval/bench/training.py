@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.run import RunConfig
-from agents.train_ppo import parse, read_settings, train
+from agents.learning import learn
+from agents.train_ppo import parse, read_settings
 from envs.oracles import Oracle, Plans, Users
 from envs.scenario import Scenario
 
@@ -34,18 +34,6 @@ class TimedOracle(Oracle):
         if "validation" in roles:
             self.masks.append(plans[:, -1])
         return found
-
-
-@dataclass(frozen=True)
-class RunOf(RunConfig):
-    """A run's settings around a scenario that is at hand already."""
-
-    given: Scenario | None = None
-
-    def scenario(self) -> Scenario:
-        """The one at hand."""
-        assert self.given is not None
-        return self.given
 
 
 @dataclass(frozen=True)
@@ -77,11 +65,10 @@ def trained(env_id: str, scenario: Scenario, oracle: Oracle, steps: int) -> Trai
         steps: of the environment.
     """
     timed = TimedOracle(oracle)
-    args = parse(["--env", env_id, "--total-timesteps", str(steps)])
+    config = read_settings(parse(["--env", env_id, "--total-timesteps", str(steps)]))
     played = replace(scenario, oracle=timed, save=lambda: None)
-    config = RunOf(**{**vars(read_settings(args)), "given": played})
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        train(config, Path(folder), args)
+        learn(config, played, Path(folder))
     # The last ones are PPO's own: what a warm start tries comes before them.
     return Trained(time.perf_counter() - start, timed.seconds, np.concatenate(timed.masks)[-steps:])
