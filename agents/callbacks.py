@@ -213,7 +213,7 @@ class BestOnVal(BaseCallback):
         self.save()
 
     def save(self) -> None:
-        """Write the oracle's answers, then a checkpoint: what is played again after a kill finds the answers of the first time."""
+        """Write answers, then a checkpoint: what is played again after a kill finds the answers of the first time."""
         assert isinstance(self.model, PPO)
         self.scenario.save()
         save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())

@@ -249,12 +249,13 @@ class EnvConformance(PageConformance):
     def test_a_cost_weight_that_varies_is_drawn_per_episode_and_observed(self):
         """One policy for every budget must know which it has."""
         env = self.make(cost_weight="uniform:0:0.3")
-        space, shown = env.observation_space["cost_weight"], []
+        space = env.observation_space["cost_weight"]
+        shown: list[float] = []
         assert (space.low.tolist(), space.high.tolist()) == ([0.0], pytest.approx([0.3]))
         for mask in masks_for(env, 20):
             observation, info = env.reset(seed=None if shown else 0)
             assert space.contains(observation["cost_weight"])
-            assert observation["cost_weight"] == np.float32([info["cost_weight"]])
+            assert observation["cost_weight"].tolist() == [np.float32(info["cost_weight"])]
             assert play(env, mask)[0][4]["cost_weight"] == info["cost_weight"]
             shown.append(info["cost_weight"])
         assert len(set(shown)) == 20
@@ -264,7 +265,7 @@ class EnvConformance(PageConformance):
         """One outside of the range is refused; without a range there is no such observation."""
         env = self.make(cost_weight="uniform:0:0.3")
         observation, info = env.reset(seed=0, options={"cost_weight": 0.2})
-        assert (observation["cost_weight"], info["cost_weight"]) == (np.float32([0.2]), 0.2)
+        assert (observation["cost_weight"].tolist(), info["cost_weight"]) == ([np.float32(0.2)], 0.2)
         last = play(env, masks_for(env, 1)[0])[-1]
         assert last[1] == pytest.approx(last[4]["accuracy"] - 0.2 * last[4]["cost"], abs=1e-12)
         with pytest.raises(ValueError, match="outside"):

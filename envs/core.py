@@ -88,7 +88,9 @@ class PathwaySelection:
         Where the cost weight varies ``cost_weight`` ``[1]`` as well; layerwise ``turn`` ``[P]``, 1 for the pathway to decide.
         """
         shapes = {"user": self.scenario.embeddings.shape[1:], "pathways": self.scenario.statistics.shape[1:]}
-        found = {name: spaces.Box(-BOUND, BOUND, shape, np.float32) for name, shape in shapes.items()}
+        found: dict[str, spaces.Space[Any]] = {
+            name: spaces.Box(-BOUND, BOUND, shape, np.float32) for name, shape in shapes.items()
+        }
         if self.cost_weight.varies:
             found["cost_weight"] = spaces.Box(self.cost_weight.low, self.cost_weight.high, (1,), np.float32)
         if self.layerwise:

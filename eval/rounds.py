@@ -162,8 +162,8 @@ def measured(config: RunConfig, rounds: Sequence[int], runs: Path) -> Seed:
 
 def difference(seeds: Sequence[Seed], first: str, second: str, field: str = "reward") -> Interval:
     """Paired over users within seeds."""
-    values = ([getattr(seed[title], field) for seed in seeds] for title in (first, second))
-    return paired_difference(*values)
+    one, other = ([getattr(seed[title], field) for seed in seeds] for title in (first, second))
+    return paired_difference(one, other)
 
 
 def table(seeds: Sequence[Seed]) -> list[str]:

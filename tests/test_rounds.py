@@ -20,9 +20,10 @@ from meta.store import init_facts, load_init
 ENV = "dsa/DigitsResNet-v0"
 SMALL = MINIATURES[ENV] | {"widths": [8, 16], "rank": 4}
 FLAGS = ["--env-kwargs", *(f"{name}:{json.dumps(value)}" for name, value in SMALL.items()), "--num-threads", "1"]
-PPO = [
-    f"-P={pair}" for pair in ("n_envs:16", "n_steps:4", "batch_size:64", "n_epochs:2", "total_timesteps:256", "eval_freq:128")
-]
+SETTINGS = {"n_envs": 16, "n_steps": 4, "batch_size": 64, "n_epochs": 2, "total_timesteps": 256, "eval_freq": 128}
+# Everything on, before and after training: re-gating must then come to what holding comes to.
+SETTINGS |= {"learning_rate": 1e-9, "policy_kwargs": {"initial_logit": 3.0}}
+PPO = [f"-P={name}:{json.dumps(value)}" for name, value in SETTINGS.items()]
 
 
 @pytest.fixture(scope="module")
@@ -100,23 +101,52 @@ def test_changes_of_mask_and_gradient_steps_are_counted_per_user(scenario):
     np.testing.assert_allclose(found.reward, found.accuracy - 0.5 * found.cost)
 
 
-def test_the_page_has_every_row_and_what_follows_from_them(written):
+def test_the_page_has_every_row_and_keeping_everything_on_is_holding_it(written):
     page, _, _ = written
     text = page.read_text()
     assert text.startswith(f"before\n{rounds.BEGIN}\n") and text.endswith(f"{rounds.END}\nafter\n") and "old" not in text
-    rows = {title: cells(page, title) for title in (rounds.ONCE, *titles(2))}
-    again, held, fixed = (rows[title] for title in titles(2))
-    assert all(len(row) == 5 for row in rows.values())
-    assert held[3] == fixed[3] == rows[rounds.ONCE][3] == "0%"
-    assert all(float(row[4]) <= 6 for row in (again, held, fixed)) and float(rows[rounds.ONCE][4]) <= 3
-    apart = cells(page, "2")
-    assert len(apart) == 5
-    for column, figure in enumerate((again, held)[0][:3]):
-        assert float(apart[column].split()[0]) == pytest.approx(float(figure) - float(held[column]), abs=0.0011)
-    low, high = (float(end) for end in apart[0].split(" ", 1)[1].strip("[]").split(","))
-    words = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    assert f"by reward, re-gating in 2 rounds: {words}." in text
+    once, again, held, fixed = (cells(page, title) for title in (rounds.ONCE, *titles(2)))
+    assert once[2:] == ["1.000", "0%", "3.0"]
+    assert again[2:] == held[2:] == ["1.000", "0%", "6.0"] and again[:2] == held[:2]
+    assert len(fixed) == 5 and len(cells(page, "2")) == 5
+    assert "by reward, re-gating in 2 rounds: no difference shown." in text
     assert "6 test users each" in text and "about 256 episodes" in text
+
+
+def test_every_row_is_what_its_title_says(config, monkeypatch, tmp_path):
+    def facts(made, rows):
+        return rows, made.rules.rounds, live_oracle(made.scenario()).init.steps, made.total_timesteps
+
+    monkeypatch.setattr(rounds, "learned", lambda made, folder: facts(made, folder.name))
+    monkeypatch.setattr(rounds, "static", lambda made: facts(made, "static"))
+    assert rounds.measured(config, [2, 3], tmp_path) == {
+        "one round": ("once", 1, 3, 256),
+        "2 rounds, re-gated": ("regated-2", 2, 3, 512),
+        "2 rounds, held": ("held-2", 1, 6, 256),
+        "2 rounds, best_static": ("static", 1, 6, 256),
+        "3 rounds, re-gated": ("regated-3", 3, 3, 768),
+        "3 rounds, held": ("held-3", 1, 9, 256),
+        "3 rounds, best_static": ("static", 1, 9, 256),
+    }
+
+
+def test_tables_hold_means_and_differences_over_users_and_seeds():
+    rng = np.random.default_rng(0)
+    names = (rounds.ONCE, *titles(2))
+    seeds = [{name: Figures(*rng.random((5, 20))) for name in names} for _ in range(2)]
+
+    def mean(title, field):
+        return np.mean([getattr(seed[title], field) for seed in seeds])
+
+    for name, line in zip(names, rounds.table(seeds)[2:], strict=True):
+        _, reward, accuracy, cost, changed, steps = (cell.strip() for cell in line.split("|")[1:-1])
+        assert (reward, accuracy, cost) == tuple(f"{mean(name, field):.3f}" for field in ("reward", "accuracy", "cost"))
+        assert (changed, steps) == (f"{mean(name, 'changed'):.0%}", f"{mean(name, 'steps'):.1f}")
+    again, held, fixed = titles(2)
+    wanted = [mean(again, field) - mean(held, field) for field in ("reward", "accuracy", "cost")]
+    wanted += [mean(again, "reward") - mean(fixed, "reward"), mean(held, "reward") - mean(rounds.ONCE, "reward")]
+    found = [cell.split()[0] for cell in rounds.differences(seeds, [2])[2].split("|")[2:-1]]
+    assert found == [f"{value:+.3f}" for value in wanted]
 
 
 def test_the_page_names_the_command_but_nobodys_folders(written):

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -26,9 +25,10 @@ PROCESSES.set_forkserver_preload(["agents.train_ppo", "pytest"])
 QUIET = ["--no-progress", "--num-threads", "1", "-P", "search:false"]
 PLANTED = ["--env", "dsa/Planted-v0", "-n", "6144", "--eval-freq", "512"]
 SIZES = {"train_users": 16, "val_users": 6, "test_users": 6, "pretrain_epochs": 1, "widths": "[8,16]"}
-META = {"meta_steps": 600, "meta_users": 4}
+META = {"meta_steps": 400, "meta_users": 4}
 """Meta-training writes a checkpoint every 100 steps; co-training takes half as many."""
-DIGITS = ["--env", "dsa/Personal-v0", "-n", "1024", "--eval-freq", "128", "-P", "n_envs:16", "-P", "batch_size:64"]
+LEARNING = ["-n", "2048", "--eval-freq", "128", "-P", "n_envs:16", "-P", "batch_size:64", "-P", "warm_start:false"]
+DIGITS = ["--env", "dsa/Personal-v0", *LEARNING, "-P", "average:0.0"]
 DIGITS += [word for name, value in (SIZES | META).items() for word in ("--env-kwargs", f"{name}:{value}")]
 
 PHASES = ("start", "policy of the turn", "between", "meta-training", "final policy", "end")
@@ -43,12 +43,16 @@ class Case:
 
 
 ONE_POLICY = ["start", *["final policy"] * 5, "end"]
+AMID = ["--env-kwargs", "rounds:2", "-P", "n_steps:7", "-P", "batch_size:56"]
+"""Rollouts of 7 steps end in the middle of episodes of 2."""
 CASES = {
+    "one cost weight": Case(PLANTED, ONE_POLICY),
+    "amid two rounds of a model": Case([*DIGITS, *AMID], ONE_POLICY),
     "a range of cost weights": Case([*PLANTED, "--cost-weight", "uniform:0:0.3"], ONE_POLICY),
     "a target": Case([*PLANTED, "--target-active", "0.3"], ONE_POLICY),
     "co-training": Case(
         [*DIGITS, "--cost-weight", "uniform:0:0.3", "--cotrain", "1"],
-        [phase for phase in PHASES for _ in range(1 if phase == "end" else 2)],
+        ["start", "start", *["policy of the turn"] * 2, "between", *["meta-training"] * 2, *["final policy"] * 2, "end"],
     ),
 }
 
@@ -91,7 +95,7 @@ def phase_of(folder):
     if exists(turn / "meta-checkpoint"):
         return "meta-training"
     whole = json.loads((folder / "config.json").read_text())["total_timesteps"]
-    return "between" if timesteps(turn / "checkpoint") >= whole / 2 else "policy of the turn"
+    return "between" if timesteps(turn / "checkpoint.json") >= whole / 2 else "policy of the turn"
 
 
 def written(folder):
@@ -106,7 +110,7 @@ def killed(folder, arguments, phase, draw):
     while process.is_alive() and (written(folder) == before or PHASES.index(phase_of(folder)) < PHASES.index(phase)):
         assert time.monotonic() < deadline, "nothing happens"
         time.sleep(0.002)
-    time.sleep(draw.uniform(0, 0.15))
+    time.sleep(draw.uniform(0, 0.1))
     process.kill()
     process.join(60)
     return process.exitcode == -signal.SIGKILL

@@ -1,6 +1,6 @@
 """Steps per second of the environments against two rivals: the usual way, and our own way one user at a time."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Sizes:
             them one after the other, so that its speed is that of one. repeats: of every way.
         live, seen, tabular: vector steps per repeat. The slow rivals take one.
         policy: environment steps to a trained policy. rival: vector steps from which the rivals' time to it is extrapolated.
+        rival_users: how many of the users each of these is taken with.
         rate_users: val users on whom the usual way chooses its learning rate. test_users: whose accuracy is compared.
         masks: per user, for the comparison of precisions. matrices: sides of those whose product is the machine's peak.
     """
@@ -47,10 +48,15 @@ class Sizes:
     tabular: int = 300
     policy: int = 60_000
     rival: int = 4
+    rival_users: int = 64
     rate_users: int = 8
     test_users: int = 32
     masks: int = 8
     matrices: tuple[int, ...] = (1024, 2048)
+
+
+SLOW: dict[str, dict[str, int]] = {"dsa/PopquornBert-v0": {"usual": 4, "rate_users": 4, "test_users": 16, "rival_users": 8}}
+"""Sizes where one step of the usual way takes many seconds: a hundred steps of it instead of five hundred."""
 
 
 def measure_env(env_id: str, scenario: Scenario, sizes: Sizes, table: Scenario | None = None) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def training_seconds(
     assert isinstance(scenario.oracle, CachedOracle)
     live = trained(env_id, scenario, CachedOracle(live_of(scenario), scenario.oracle.query_of), sizes.policy)
     found = {"steps": float(sizes.policy), "live": live.seconds, "live_oracle": live.oracle}
-    some, number, single = some_train_users(scenario, sizes.num_envs), sizes.num_envs, one_at_a_time(live_of(scenario))
+    some, number, single = some_train_users(scenario, sizes.num_envs), sizes.rival_users, one_at_a_time(live_of(scenario))
     rivals = {  # how long a step takes does not depend on the learning rate
         "usual": usual(some, lora, number, RATES[0], sizes.rival, live.masks),
         "unbatched": uncached(some, single, number, sizes.rival, live.masks),
@@ -144,12 +150,16 @@ def measure_envs(env_kwargs: dict[str, dict[str, Any]] | None = None, sizes: Siz
     made = {env_id: _scenario_or_none(env_id, given.get(env_id, {})) for env_id in (*ENVS, TABULAR)}
     peak = {name: peak_flops(getattr(torch, name), sizes.matrices) for name in ("float32", "bfloat16")}
     measured = {
-        env_id: measure_env(env_id, scenario, sizes, made[TABULAR] if env_id == TABULATED else None)
+        env_id: measure_env(env_id, scenario, _sizes_for(env_id, sizes), made[TABULAR] if env_id == TABULATED else None)
         for env_id, scenario in made.items()
         if scenario is not None and env_id != TABULAR
     }
     left_out = [env_id for env_id, scenario in made.items() if scenario is None]
     return {"machine": machine(), "peak": peak, "environments": measured, "left_out": left_out}
+
+
+def _sizes_for(env_id: str, sizes: Sizes) -> Sizes:
+    return replace(sizes, **{name: min(most, getattr(sizes, name)) for name, most in SLOW.get(env_id, {}).items()})
 
 
 def _scenario_or_none(env_id: str, env_kwargs: dict[str, Any]) -> Scenario | None:
