@@ -12,11 +12,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from threading import RLock
 
 import pytest
+from tqdm import tqdm
 
 from agents import train_ppo
-from backbones.artefacts import exists
+from backbones.artefacts import exists, load_artefact
 
 pytestmark = pytest.mark.stress
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -60,6 +62,7 @@ CASES = {
 def trained(arguments, cache, log):
     """What a process does: the command line, with its own cache and its output in a file."""
     os.environ["DSA_CACHE"] = str(cache)
+    tqdm.set_lock(RLock())  # instead of a semaphore, which would outlive the kill
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -141,7 +144,7 @@ def test_a_run_killed_in_every_phase_ends_in_the_bytes_of_one_that_was_not(case,
     for phase in case.kills:
         assert killed(disturbed, case.arguments, phase, draw), f"over before it came to {phase}: {phases}"
         phases.append(phase_of(disturbed))
-        print(phase, phases[-1])
     finish(disturbed, case.arguments)
     assert {*phases} >= {*case.kills}
+    assert load_artefact(whole / "policy", "gating policy")[1]["at"] > 0  # it has learned
     assert outcome(disturbed) == outcome(whole)
