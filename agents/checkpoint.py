@@ -28,8 +28,8 @@ def save_policy(path: Path, policy: BasePolicy, meta: dict[str, Any]) -> None:
     Args:
         path: without suffix.
         policy: the network.
-        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, ``pathways``, ``scenario`` (the scenario's
-            fingerprint) and ``rules`` (those it was trained by).
+        meta: JSON-able; must hold ``policy`` and ``policy_kwargs`` to build it again, ``pathways``, ``scenario`` (the
+            scenario's fingerprint) and ``rules`` (those it was trained by).
     """
     save_artefact(path, POLICY, policy.state_dict(), meta)
 

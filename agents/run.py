@@ -77,26 +77,35 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
-        if self.warm_start and self.policy != "GatingPolicy":
-            raise ValueError(f"warm_start needs the policy GatingPolicy, not {self.policy!r}.")
-        if "max_active" in self.policy_kwargs and self.policy != "GatingPolicy":
-            raise ValueError(f"max_active needs the policy GatingPolicy, not {self.policy!r}.")
-        if self.warm_start and self.rules.layerwise:
-            raise ValueError("warm_start departs from a whole mask; pass -P warm_start:false where steps decide one pathway.")
-        if self.cotrain < 0:
-            raise ValueError(f"cotrain must be at least 0 turns, got {self.cotrain}.")
+        self._check_numbers()
+        self._check_rules(self.rules)
+        check_arguments(*self.scenario_arguments())
+
+    def _check_numbers(self) -> None:
         for name in ("total_timesteps", "eval_freq", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.cotrain < 0:
+            raise ValueError(f"cotrain must be at least 0 turns, got {self.cotrain}.")
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1, got {self.average}.")
         if self.target_active is not None and not 0 < self.target_active <= 1:
             raise ValueError(f"target_active is a share of the pathways, above 0 and at most 1; got {self.target_active}.")
-        if self.target_active is not None and self.rules.weight.varies:
+
+    def _check_rules(self, rules: Rules) -> None:
+        """What does not go with the policy, or with what an episode consists of."""
+        limited = self.policy_kwargs.get("max_active") is not None
+        for name, wanted in (("warm_start", self.warm_start), ("max_active", limited)):
+            if wanted and self.policy != "GatingPolicy":
+                raise ValueError(f"{name} needs the policy GatingPolicy, not {self.policy!r}.")
+        if self.warm_start and rules.layerwise:
+            raise ValueError("warm_start departs from a whole mask; pass -P warm_start:false where steps decide one pathway.")
+        if limited and rules.layerwise:
+            raise ValueError("max_active needs the scores of all pathways at once; leave it out where steps decide one.")
+        if self.target_active is not None and rules.weight.varies:
             raise ValueError(
                 "target_active moves the cost weight itself; give one number as cost_weight to start from, no range."
             )
-        check_arguments(*self.scenario_arguments())
 
     def events(self, folder: Path) -> Path:
         """Where the curves of the run in ``folder`` are."""

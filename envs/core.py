@@ -218,8 +218,8 @@ class PathwaySelection:
     def _allowed(self, weight: float) -> float:
         if not self.cost_weight.low <= weight <= self.cost_weight.high:
             raise ValueError(
-                f"cost weight {weight:g} is outside {self.cost_weight.given()}; make the environment (or train the policy) with "
-                "a range that holds it."
+                f"cost weight {weight:g} is outside {self.cost_weight.given()}; make the environment (or train the policy) "
+                "with a range that holds it."
             )
         return float(weight)
 

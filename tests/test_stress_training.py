@@ -45,7 +45,7 @@ class Case:
 
 
 ONE_POLICY = ["start", *["final policy"] * 5, "end"]
-AMID = ["--env-kwargs", "rounds:2", "-P", "n_steps:7", "-P", "batch_size:56"]
+AMID = ["-n", "1120", "--env-kwargs", "rounds:2", "-P", "n_steps:7", "-P", "batch_size:56"]
 """Rollouts of 7 steps end in the middle of episodes of 2."""
 CASES = {
     "one cost weight": Case(PLANTED, ONE_POLICY),
