@@ -56,8 +56,9 @@ def draw_front(points: Mapping[str, Points], static: Points, weights: Sequence[f
     for name, values in points.items():
         ordered = values[np.argsort(values[:, 0], kind="stable")]
         axes.plot(ordered[:, 0], ordered[:, 1], **STYLES[name], label=name)
-    for weight, (cost, accuracy) in zip(weights, points["one policy"], strict=True):
-        axes.annotate(f"{weight:g}", (cost, accuracy), xytext=(4, -12), textcoords="offset points", size=8)
+    for end, shift in ((0, (2, 9)), (-1, (-14, 9))):  # the points between lie close together
+        label, colour = f"{weights[end]:g}", STYLES["one policy"]["color"]
+        axes.annotate(label, points["one policy"][end], xytext=shift, textcoords="offset points", size=8, color=colour)
     axes.set_xlabel("mean cost (everything on: 1)")
     axes.set_ylabel("accuracy on query examples of test users")
     _save(figure, axes, title, out)

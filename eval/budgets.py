@@ -1,9 +1,9 @@
 """One policy for every budget: ``python -m eval.budgets --write README.md --figure docs/pareto.png``.
 
-Per seed trains one policy that is shown the cost weight, and a separate policy for each of several weights (on the adapters that
-the one policy was co-trained with, if it was); draws their Pareto fronts beside those of their rivals, and what a search per new user would have to spend for the same reward. Runs that
-are finished are not repeated (those of ``eval.headline`` in the same folder are shared), so the command can be stopped and
-called again.
+Per seed trains one policy that is shown the cost weight, and a separate policy for each of several weights (on the adapters
+that the one policy was co-trained with, if it was); draws their Pareto fronts beside those of their rivals, and what a search
+per new user would have to spend for the same reward. Runs that are finished are not repeated (those of ``eval.headline`` in
+the same folder are shared), so the command can be stopped and called again.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def draw(seeds: Sequence[Measured], env: str, out: Path) -> Path:
     """Both pictures, the second named like the first with ``-adaptations``; returns its path."""
     points = {name: mean_points([seed.points[name] for seed in seeds]) for name in seeds[0].points if name != "best_static"}
     who = f"{len(seeds)} seeds, {env}"
-    title = f"Accuracy against cost on users never seen ({who}).\nNumbers: the cost weight that the one policy was shown."
+    title = f"Accuracy against cost on users never seen ({who}).\nNumbers: cost weights that the one policy was shown."
     draw_front(points, mean_points([seed.static for seed in seeds]), WEIGHTS, title, out)
     second = out.with_name(f"{out.stem}-adaptations{out.suffix}")
     policy = float(np.mean([seed.spent.policy.mean() for seed in seeds]))

@@ -130,6 +130,7 @@ def transferred(run: Path, env: str, env_kwargs: dict, seed: int, args: argparse
         seed=seed,
         total_timesteps=args.fine_tune_steps,
         target_active=None,
+        cotrain=0,
         warm_start=False,
         tensorboard_log=None,
     )

@@ -216,7 +216,7 @@ def test_a_finished_turn_is_not_repeated(run, config, monkeypatch):
 
 def test_overwriting_takes_over_no_turn_of_the_run_before(run, tmp_path):
     other = tmp_path / "run"
-    train(other, "--seed", "1", "-n", "128")
+    train(other, "--cost-weight", "uniform:0:0.1", "-n", "128")
     (other / "meta-notes.txt").write_text("mine")
     train(other, "--overwrite")
     for name in ("meta-1", "cotrain-1/policy", "policy", "checkpoint"):

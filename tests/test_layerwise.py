@@ -105,7 +105,9 @@ def test_turn_and_gates_start_anew_with_every_mask():
         assert (seen["turn"] == np.eye(PATHWAYS)[p]).all()
         assert (seen["pathways"][..., GATE] == (np.arange(PATHWAYS) < p)).all()
         core.step(SLOTS, ones)
-    assert (core.observe(SLOTS)["turn"] == np.eye(PATHWAYS)[0]).all()
+    last = core.observe(SLOTS)
+    assert (last["turn"] == np.eye(PATHWAYS)[0]).all()
+    assert not last["pathways"][..., GATE].any()
 
 
 def test_the_other_statistics_are_those_of_the_user():
