@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from envs.oracles import Outcome, Plans, Users
+from envs.oracles import Outcome, Plans, Users, all_masks
 from envs.scenario import Scenario
 
 EXHAUSTIVE = 8
@@ -16,11 +16,6 @@ EXHAUSTIVE = 8
 SAMPLED = 256
 SAMPLE = 600
 """Of more train users than this, so many are drawn for what is said about all of them."""
-
-
-def all_masks(pathways: int) -> Plans:
-    """Every mask of P pathways, ``[2^P, P]``; the first is all zero, the last all one."""
-    return (np.arange(2**pathways)[:, None] >> np.arange(pathways) & 1).astype(bool)
 
 
 def candidate_masks(pathways: int, rng: np.random.Generator, always: Plans | None = None) -> Plans:

@@ -39,6 +39,11 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"unknown precision {precision!r}. {did_you_mean(precision, PRECISIONS)}")
 
 
+def all_masks(pathways: int) -> Plans:
+    """Every mask of P pathways, ``[2^P, P]``; the first is all zero, the last all one."""
+    return (np.arange(2**pathways)[:, None] >> np.arange(pathways) & 1).astype(bool)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Answers for B pairs.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from backbones.artefacts import DiskFullError, load_artefact, save_artefact
-from envs.oracles import ROLES, CachedOracle, Oracle, Plans
+from envs.oracles import ROLES, CachedOracle, Oracle, Plans, all_masks
 from envs.registration import known_spec
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
 from envs.single import PathwaySelectionEnv
@@ -126,7 +126,7 @@ def table_masks(pathways: int, count: int | None = None) -> Plans:
         raise ValueError(f"a table has at most {WIDEST} pathways, got {pathways}; use the live environment.")
     count = (2**pathways if pathways <= EXHAUSTIVE else SAMPLED) if count is None else count
     if count >= 2**pathways:
-        return (np.arange(2**pathways)[:, None] >> np.arange(pathways) & 1).astype(bool)
+        return all_masks(pathways)
     always = np.concatenate([np.zeros((1, pathways)), np.ones((1, pathways)), np.eye(pathways)]).astype(bool)
     masks = {int(key): mask for key, mask in zip(mask_keys(always), always, strict=True)}
     if count < len(masks):

@@ -7,8 +7,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
-from agents.rivals import all_masks
-from envs.oracles import FormulaOracle
+from envs.oracles import FormulaOracle, all_masks
 from envs.planted import planted
 from eval import adaptations, budget_report, budgets
 from eval.adaptations import needed, paid_back, query_rewards, spending

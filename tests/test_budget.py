@@ -12,9 +12,9 @@ from agents import evaluate, train_ppo
 from agents.budget import AtMost
 from agents.checkpoint import choose_masks, load_policy
 from agents.policies import POLICIES
-from agents.rivals import all_masks
 from agents.run import RunConfig
 from envs.core import PathwaySelection
+from envs.oracles import all_masks
 from envs.planted import planted
 from envs.sb3 import PathwaySelectionVecEnv
 

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from agents.rivals import all_masks
-from envs.oracles import FormulaOracle
+from envs.oracles import FormulaOracle, all_masks
 from envs.planted import planted
 from eval import fronts
 from eval.pareto import concave_front, hypervolume, interpolated, mean_points, pareto_front, simultaneous_band

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents.rivals import all_masks
+from envs.oracles import all_masks
 from envs.planted import PATHWAYS, planted
 
 MASKS = all_masks(PATHWAYS)

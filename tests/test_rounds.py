@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.rivals import all_masks
 from agents.run import RunConfig
 from envs import MINIATURES
-from envs.oracles import LiveOracle, Plans
+from envs.oracles import LiveOracle, Plans, all_masks
 from envs.scenario import load_scenario
 from eval import rounds
 from eval.rounds import Figures, difference, figures, live_oracle, tiled, titles, verdict
