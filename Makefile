@@ -30,7 +30,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m eval.bench scale --write docs/performance.md
 
 table: $(VENV)/.installed
-	$(BIN)/python -m eval.headline --write README.md
+	$(BIN)/python -m eval.headline -P n_epochs:10 --write README.md
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel
