@@ -100,5 +100,7 @@ def scale_table(rows: list[dict[str, float]], load: Load | None = None) -> str:
     ]
     least, most = rows[0], rows[-1]
     ratio = most["seen_before_ms"] / least["seen_before_ms"]
-    lines += ["", f"A step costs {ratio:.2f} times as much with {most['users']:,.0f} users as with {least['users']:,.0f}."]
+    first = most["first_sight_ms"] / least["first_sight_ms"]
+    ends = f"with {most['users']:,.0f} users as with {least['users']:,.0f}"
+    lines += ["", f"A step costs {ratio:.2f} times as much {ends}; at first sight {first:.2f} times."]
     return "\n".join(lines)
