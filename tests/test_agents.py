@@ -16,23 +16,12 @@ from agents.checkpoint import choose_masks, load_policy, save_policy
 from agents.comparison import METHODS, compare, group_table, summarise, table
 from agents.evaluate import evaluate_run
 from agents.policies import POLICIES
+from agents.rivals import best_static, candidate_masks, random_masks, searched, shuffled_masks, thresholded
 from backbones.artefacts import ArtefactError
 from envs.core import PathwaySelection
 from envs.cost_weights import CostWeight
 from envs.modelled import modelled_scenario
-from envs.oracles import (
-    CachedOracle,
-    FormulaOracle,
-    LiveOracle,
-    Oracle,
-    all_masks,
-    best_static,
-    candidate_masks,
-    random_masks,
-    searched,
-    shuffled_masks,
-    thresholded,
-)
+from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Oracle, all_masks
 from envs.planted import planted
 from envs.rules import Rules
 from envs.sb3 import PathwaySelectionVecEnv
