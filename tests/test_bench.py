@@ -295,7 +295,7 @@ def test_the_scale_table_compares_the_most_users_with_the_fewest():
     row = {"first_sight_ms": 9.0, "peak_memory_gb": 1.0, "seconds_to_make": 2.0}
     text = scale.scale_table([{**row, "users": 100, "seen_before_ms": 4.0}, {**row, "users": 2000, "seen_before_ms": 5.0}])
     assert "| 2,000 | 5.0 ms | 9.0 ms | 1.00 GB | 2.0 |" in text
-    assert "A step costs 1.25 times as much with 2,000 users as with 100." in text
+    assert "A step costs 1.25 times as much with 2,000 users as with 100; at first sight 1.00 times." in text
 
 
 def test_the_same_users_are_stepped_twice(scenario):
