@@ -80,16 +80,15 @@ class DualAscent(BaseCallback):
         self.scenario, self.core, self.target, self.rate = scenario, core, target, rate
         pool = scenario.users("train")
         self._users = np.random.default_rng(0).permutation(pool)[: self.USERS]
-        self.moved_at = 0
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps <= self.moved_at:  # the first rollout, or the first after a resume
+        if self.num_timesteps == 0:  # nothing was learned yet
             return
-        self.moved_at = self.num_timesteps
-        active = choose_masks(self.model.policy, self.scenario, self._users).mean()
+        rules = Rules(self.core.cost_weight.low, self.core.rounds, self.core.layerwise)
+        active = choose_masks(self.model.policy, self.scenario, self._users, rules=rules).mean()
         weight = max(0.0, self.core.cost_weight.low + self.rate * (float(active) - self.target))
         self.core.cost_weight = CostWeight(weight, weight)
         self.logger.record("train_users/cost_weight", weight)
