@@ -72,6 +72,19 @@ class InlinePathways(Pathways):
             logits = logits + rows_of(frozen.offset, order)
         return rows_of(self._add(last, logits, features, order, weights, gates, changes), order.argsort())
 
+    def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        """See :meth:`Pathways.forward`. Users whose first pathways are off share nothing: each example runs once."""
+        backbone, shape, everybody = self.model.backbone, inputs.shape[:2], torch.arange(len(gates))
+        entered = backbone.stem(inputs.flatten(0, 1))
+        context = {name: value.unflatten(0, shape) for name, value in entered.context.items()}
+        hidden = entered.tensor.movedim(backbone.channel_axis, -1).unflatten(0, shape)
+        for p in range(self.num_pathways - 1):
+            hidden = self._block(p, hidden, context, everybody)
+            hidden = self._add(p, hidden, hidden, everybody, weights, gates, None)
+        features = self._readout(hidden, context, everybody)
+        logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
+        return self._add(self.num_pathways - 1, logits, features, everybody, weights, gates, None)
+
     def _add(
         self, p: int, base: Tensor, read: Tensor, users: Tensor, weights: Weights, gates: Tensor, changes: Tensor | None
     ) -> Tensor:

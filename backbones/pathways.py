@@ -154,6 +154,10 @@ class Pathways(ABC):
             ``[U, N, C]``.
         """
 
+    @abstractmethod
+    def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        """Logits ``[U, N, C]`` from raw inputs ``[U, N, ...]``: frozen model and pathways in one pass, as when serving."""
+
     def start(self, seed: int) -> Weights:
         """A random start of every pathway, from one seed."""
         generator = torch.Generator().manual_seed(seed)

@@ -53,6 +53,11 @@ class SidePathways(Pathways):
             logits = logits + delta if len(rows) == len(gates) else logits.index_add(0, rows, delta.to(logits.dtype))
         return logits
 
+    def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        """See :meth:`Pathways.forward`."""
+        frozen = self.frozen(inputs.flatten(0, 1)).map(lambda t: t.unflatten(0, inputs.shape[:2]))
+        return self.logits(frozen, weights, gates)
+
     def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
         """What pathway p adds to the logits, ``[R, N, C]``, from ``read [R, N, width_p]``."""
 

@@ -195,7 +195,8 @@ def modelled_scenario(
     shown = SAMPLE if population.lazy else None
     embedder = UserEmbedder.fit(pathways.model, live.data.readouts("train", "support", shown), embedding)
     statistics = PathwayStatistics.fit(pathways, live.init, live.data.part("train", "support", shown))
-    observed = Observed(live.data, embedder, statistics).arrays
+    look = Observed(live.data, embedder, statistics)
+    observed = look.arrays
     splits = {split: np.array(population.indices(split)) for split in SPLITS}
     query_of = ~np.isin(np.arange(len(population.users)), splits["train"])
     cached = _cached(live, query_of, fingerprint, folder)
@@ -225,6 +226,7 @@ def modelled_scenario(
         seconds=seconds,
         save=cached.save,
         data=live.data,
+        look=look,
         personalise=personalise,
         notes=(*population.notes, *live.data.remarks),
         made_of=made_of or {},

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backbones.registry import Registry, did_you_mean
-from envs.by_user import ByUser
+from envs.by_user import ByUser, Observed
 from envs.oracles import Oracle, Plans, Users
 
 Observe = Callable[[Users, Plans], NDArray[np.float32]]
@@ -41,6 +41,7 @@ class Scenario:
         seconds: wall-clock seconds spent on making its parts (0 where they came from the cache).
         save: writes what should outlive the process (answers of the oracle).
         data: the users seen through the model, for rivals that choose no mask; None in problems without examples.
+        look: how users are observed, and at what initialisation; likewise.
         personalise: from one user's raw support examples to adapted weights, everything computed afresh; for timing.
         notes: what the reader should know about the examples (texts cut off).
         made_of: what answers depend on, by name: hashes of ``users``, ``backbone`` and ``meta-initialisation``, the name of
@@ -63,6 +64,7 @@ class Scenario:
     seconds: Mapping[str, float] = field(default_factory=dict)
     save: Callable[[], None] = lambda: None
     data: Any = None
+    look: Observed | None = None
     notes: tuple[str, ...] = ()
     personalise: Callable[[int, Choose], Any] | None = None
     made_of: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import miniatures
 import pytest
 import torch
+import worlds
 
 import envs
 from backbones.pathways import make_pathways
@@ -69,3 +70,21 @@ def real_data(tmp_path_factory):
         for env_id in ("dsa/PopquornBert-v0", "dsa/JesterBert-v0"):
             patch.setitem(envs.MINIATURES, env_id, envs.MINIATURES[env_id] | text)
         yield
+
+
+@pytest.fixture(scope="session")
+def digits_world():
+    """A tiny population of images, adapters inline."""
+    return worlds.digits("inline")
+
+
+@pytest.fixture(scope="session")
+def side_world():
+    """The same with adapters beside the model."""
+    return worlds.digits("side")
+
+
+@pytest.fixture(scope="session")
+def text_world(real_data):
+    """A tiny population of annotators of comments, a tiny BERT, cross-fitted."""
+    return worlds.world("dsa/PopquornBert-v0")
