@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,28 @@ class Interval:
     high: float
 
 
-def _resampled(columns: Sequence[Values], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means of ``[U, K]`` columns over resampled users, ``[resamples, K]``; columns stay paired."""
-    stacked = np.stack(columns, 1)
-    out = np.empty((resamples, stacked.shape[1]))
-    for row in range(resamples):
-        out[row] = stacked[rng.integers(len(stacked), size=len(stacked))].mean(0)
+@lru_cache(maxsize=4)
+def _drawn(sizes: tuple[int, ...], resamples: int, seed: int) -> tuple[NDArray[np.uint8], ...]:
+    """How often each user of each seed is in each resample, ``[resamples, U]`` per seed; remembered for the next comparison."""
+    rng = np.random.default_rng(seed)
+    out = tuple(np.empty((resamples, size), np.uint8) for size in sizes)
+    for counts, size in zip(out, sizes, strict=True):
+        for row in counts:
+            row[:] = np.bincount(rng.integers(size, size=size), minlength=size)
     return out
+
+
+def resampled_means(per_seed: Sequence[Values], resamples: int = 4000, seed: int = 0) -> Values:
+    """Means of ``[U, K]`` columns per seed over users resampled within seeds, seeds averaged: ``[resamples, K]``.
+
+    Columns stay paired, and so do calls with as many users.
+    """
+    drawn = _drawn(tuple(len(columns) for columns in per_seed), resamples, seed)
+    means = np.zeros((resamples, per_seed[0].shape[1]))
+    for columns, counts in zip(per_seed, drawn, strict=True):
+        for begin in range(0, resamples, 500):  # in pieces: counts are bytes, products need floats
+            means[begin : begin + 500] += counts[begin : begin + 500] @ columns / len(columns)
+    return means / len(per_seed)
 
 
 def paired_difference(first: Sequence[Values], second: Sequence[Values], resamples: int = 4000, seed: int = 0) -> Interval:
@@ -36,9 +52,8 @@ def paired_difference(first: Sequence[Values], second: Sequence[Values], resampl
         resamples: bootstrap resamples.
         seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
     each = [a - b for a, b in zip(first, second, strict=True)]
-    means = np.mean([_resampled([d], resamples, rng)[:, 0] for d in each], axis=0)
+    means = resampled_means([d[:, None] for d in each], resamples, seed)[:, 0]
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.mean([d.mean() for d in each])), float(low), float(high))
 
@@ -64,9 +79,8 @@ def gap_closed(
     if room.low <= 0 <= room.high or room.mean < 0:
         reason = f"validation_search is not above best_static: {room.mean:+.4f} [{room.low:+.4f}, {room.high:+.4f}]"
         return GapClosed(None, None, reason)
-    rng = np.random.default_rng(seed)
-    drawn = [_resampled([p - s, v - s], resamples, rng) for p, s, v in zip(policy, static, search, strict=True)]
-    means = np.mean(drawn, axis=0)
+    both = [np.stack([p - s, v - s], 1) for p, s, v in zip(policy, static, search, strict=True)]
+    means = resampled_means(both, resamples, seed)
     means = means[means[:, 1] > 0]  # a few resamples of few users may leave no room at all
     low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
     gained = np.mean([(p - s).mean() for p, s in zip(policy, static, strict=True)])

@@ -1,5 +1,6 @@
 """Policies and training state as safetensors and JSON. Nothing is pickled; a stranger's policy runs no code on load."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,29 +42,45 @@ def load_policy(path: Path, scenario: Scenario) -> tuple[BasePolicy, dict[str, A
         ArtefactError: if it is damaged, or was trained on other pathways or other observations.
     """
     tensors, meta = load_artefact(path, POLICY)
+    return build_policy(tensors, meta, scenario, f"the policy in {path}"), meta
+
+
+def build_policy(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], scenario: Scenario, name: str = "the policy"
+) -> BasePolicy:
+    """The policy network from what :func:`save_policy` was given, fit for a scenario's observations.
+
+    Args:
+        tensors: the network's state.
+        meta: see :func:`save_policy`.
+        scenario: whose observations.
+        name: by which error messages call the policy.
+
+    Raises:
+        ArtefactError: if it was trained on other pathways or other observations.
+    """
     if list(scenario.pathways) != meta["pathways"]:
         raise ArtefactError(
-            f"the policy in {path} was trained on the pathways {meta['pathways']}, this scenario has {list(scenario.pathways)}."
+            f"{name} was trained on the pathways {meta['pathways']}, this scenario has {list(scenario.pathways)}."
         )
-    check_scenario(path, meta, scenario)
-    rules = Rules.from_json(meta["rules"])
-    core = rules.core(scenario, slots=1)
+    check_scenario(name, meta, scenario)
+    core = Rules.from_json(meta["rules"]).core(scenario, slots=1)
     named = POLICIES[meta["policy"]]
     kind = PPO.policy_aliases[named] if isinstance(named, str) else named
     policy = kind(core.observation_space, core.action_space, lambda _: 0.0, **meta["policy_kwargs"])
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArtefactError(f"the policy in {path} does not fit this scenario's observations: {error}") from error
+        raise ArtefactError(f"{name} does not fit this scenario's observations: {error}") from error
     policy.set_training_mode(False)
-    return policy, meta
+    return policy
 
 
-def check_scenario(path: Path, meta: dict[str, Any], scenario: Scenario) -> None:
-    """Raise :class:`ArtefactError` if what is in ``path`` was trained on other users, model or initialisation."""
+def check_scenario(name: str | Path, meta: Mapping[str, Any], scenario: Scenario) -> None:
+    """Raise :class:`ArtefactError` if what is called ``name`` was trained on other users, model or initialisation."""
     if meta.get("scenario") != scenario.fingerprint:
         raise ArtefactError(
-            f"{path} was trained on other observations: users, backbone or meta-initialisation differ from those at hand. "
+            f"{name} was trained on other observations: users, backbone or meta-initialisation differ from those at hand. "
             "Restore the cache folder it was trained with, or train anew."
         )
 

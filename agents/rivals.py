@@ -4,6 +4,8 @@ Every function returns masks ``[B, P]`` bool for users given by position ``[B]``
 train users (``best_static``) or val users (thresholds), never on those they are reported for.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -16,6 +18,14 @@ EXHAUSTIVE = 8
 SAMPLED = 256
 SAMPLE = 600
 """Of more train users than this, so many are drawn for what is said about all of them."""
+THRESHOLDS = 32
+ROUNDING = 1e-4
+"""How far, relative to it, a threshold lies below the score that it is to let through."""
+
+
+def some_train_users(scenario: Scenario, rng: np.random.Generator) -> Users:
+    """The train users in a random order, :data:`SAMPLE` of them at most."""
+    return rng.permutation(scenario.users("train"))[:SAMPLE]
 
 
 def candidate_masks(pathways: int, rng: np.random.Generator, always: Plans | None = None) -> Plans:
@@ -51,7 +61,7 @@ def best_static(scenario: Scenario, cost_weight: float, seed: int = 0) -> NDArra
     (or :data:`SAMPLE` of them).
     """
     rng = np.random.default_rng(seed)
-    users = rng.permutation(scenario.users("train"))[:SAMPLE]
+    users = some_train_users(scenario, rng)
     masks = candidate_masks(len(scenario.pathways), rng)
     shown = max(1, min(40, len(users)))
     while len(masks) > 4 and shown < len(users):
@@ -83,13 +93,32 @@ def thresholded(scenario: Scenario, users: Users, cost_weight: float, score: str
         score: ``gradient_norm``, or ``relative_gradient`` (gradient norm over weight norm, after Lee et al. 2022,
             "Surgical fine-tuning").
     """
-    scores, val = scenario.scores[score], scenario.users("val")
-    thresholds = [*np.quantile(scores[val], np.linspace(0, 1, 32)), np.inf]
-    rewards = [
-        scenario.oracle.evaluate(val, scores[val] >= t, "query").reward(cost_weight).mean()
-        for t in tqdm(thresholds, desc=f"threshold on {score}", unit="threshold")
-    ]
-    return scores[users] >= thresholds[int(np.argmax(rewards))]
+    scores = scenario.scores[score]
+    known = scores[scenario.users("val")]
+    return scores[users] >= best_threshold(known, val_reward(scenario, cost_weight), f"threshold on {score}")
+
+
+def best_threshold(scores: NDArray[np.float64], worth: Callable[[Plans], float], label: str) -> float:
+    """The threshold at which the masks ``scores >= threshold`` are worth most; of equal ones the lowest.
+
+    Tried are 32 quantiles of the scores, from all on to the highest alone, and infinity. Each lies a little below its quantile:
+    in whose company a user's scores are computed may change their last bits, and must not change a mask.
+
+    Args:
+        scores: ``[V, P]``, of the users on whom the threshold is chosen.
+        worth: what masks ``[V, P]`` are worth to them.
+        label: of the progress bar.
+    """
+    quantiles = np.quantile(scores, np.linspace(0, 1, THRESHOLDS))
+    thresholds = [*(quantiles - ROUNDING * np.abs(quantiles)), np.inf]
+    found = [worth(scores >= t) for t in tqdm(thresholds, desc=label, unit="threshold")]
+    return float(thresholds[int(np.argmax(found))])
+
+
+def val_reward(scenario: Scenario, cost_weight: float) -> Callable[[Plans], float]:
+    """What masks of the val users ``[V, P]`` are worth: their mean reward on query examples."""
+    val = scenario.users("val")
+    return lambda masks: float(scenario.oracle.evaluate(val, masks, "query").reward(cost_weight).mean())
 
 
 def random_masks(masks: Plans, costs: NDArray[np.float64], rng: np.random.Generator) -> Plans:

@@ -87,6 +87,32 @@ class Oracle(ABC):
         return Outcome(found[:, 0], found[:, 1], plans[:, -1] @ self.costs)
 
 
+Fresh = Callable[[Batch, Batch, Tensor], tuple[Tensor, Tensor]]
+"""Accuracy and loss ``[U]`` each on the second batch after adaptation on the first, under gates ``[U, P]``."""
+
+
+def crossed(support: Batch, gates: Tensor, fresh: Fresh) -> tuple[Tensor, Tensor]:
+    """Two-fold cross-validation on the support: fitted on even places and measured on odd ones, and back.
+
+    Args:
+        support: U users' examples; a user's only example is both fitted and measured.
+        gates: ``[U, P]`` bool.
+        fresh: how to fit and measure.
+
+    Returns:
+        Mean accuracy and mean loss of both ways, ``[U]`` each.
+    """
+    places = torch.arange(support.labels.shape[1])
+    even, odd = support.columns(places[::2]), support.columns(places[1::2] if len(places) > 1 else places)
+    there, back = fresh(even, odd, gates), fresh(odd, even, gates)
+    accuracy, loss = ((t + b) / 2 for t, b in zip(there, back, strict=True))
+    lone = ((support.weights > 0).sum(1) == 1).nonzero()[:, 0]
+    if len(lone):
+        only = even.rows(lone)
+        accuracy[lone], loss[lone] = fresh(only, only, gates[lone])
+    return accuracy, loss
+
+
 class LiveOracle(Oracle):
     """Adapts the real model.
 
@@ -117,7 +143,7 @@ class LiveOracle(Oracle):
             weights = self.adapted(users[rows], plans[rows]) if {"validation", "query"} & set(roles) else {}
             for r, role in enumerate(roles):
                 if role == "support_halves":
-                    found = self._crossed(self.rows(split, "support", local), gates)
+                    found = crossed(self.rows(split, "support", local), gates, self._fresh)
                 elif role == "query_all_labels":
                     parts = (self.rows(split, name, local) for name in ("support", "validation"))
                     found = self._fresh(Batch.joined(*parts), self.rows(split, "query", local), gates)
@@ -144,18 +170,6 @@ class LiveOracle(Oracle):
         """Without its cache of cast weights, which would keep those of every inner step."""
         low = self.precision != "float32"
         return torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=False)
-
-    def _crossed(self, support: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Two-fold cross-validation on the support; a user's only example is both fitted and measured."""
-        places = torch.arange(support.labels.shape[1])
-        even, odd = support.columns(places[::2]), support.columns(places[1::2] if len(places) > 1 else places)
-        there, back = self._fresh(even, odd, gates), self._fresh(odd, even, gates)
-        accuracy, loss = ((t + b) / 2 for t, b in zip(there, back, strict=True))
-        lone = ((support.weights > 0).sum(1) == 1).nonzero()[:, 0]
-        if len(lone):
-            only = even.rows(lone)
-            accuracy[lone], loss[lone] = self._fresh(only, only, gates[lone])
-        return accuracy, loss
 
     def adapted(self, users: Users, plans: Plans) -> Weights:
         """Stacked weights of users (of one split) after their plans; a plan's last round goes on from the one before."""

@@ -92,6 +92,7 @@ class Population:
             that was fitted without any label of the items of its fold. -1: not used in fitting.
         class_names: C names for reports; empty: the numbers.
         notes: what the loader has to say (users left out, texts cut off), for reports.
+        simulated: whether another seed means other users, rather than other draws of the same people's examples.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Population:
     folds: Tensor | None = None
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         if self.folds is not None and (self.items is None or len(self.folds) != len(self.items)):

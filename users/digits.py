@@ -90,9 +90,8 @@ def digits_population(
             raise ValueError(f"{split}_users must be at least 1, got {count}.")
         source = _Source(seed, 1 + number, split, pools, tuple(shifts), two_shifts)
         splits[split] = source.lazy(count) if count > MANY else tuple(map(source.user, range(count)))
-    return Population(
-        "digits", 10, splits["train"], splits["val"], splits["test"], seed=seed, fitting=Examples(*pools.pretraining())
-    )
+    fitting = Examples(*pools.pretraining())
+    return Population("digits", 10, **splits, seed=seed, fitting=fitting, simulated=True)
 
 
 @dataclass(frozen=True)

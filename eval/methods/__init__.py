@@ -21,7 +21,23 @@ def _register(module: str, **classes: str) -> None:
 
 _register("unchanged", base="Base")
 _register("finetune", full_finetune="FullFineTuning")
+_register("simple", intercept="Intercept", item_covariance="ItemCovariance")
+_register("head", head="Head")
+_register("prototypes", prototypes="Prototypes")
+_register("joint", joint="Joint")
+_register("feddpa", feddpa="FedDPA")
 _register("pathway", all_on="AllOn")
+_register("meta_learned", meta_maml="MetaMaml", meta_fomaml="MetaFomaml", meta_anil="MetaAnil", meta_reptile="MetaReptile")
+_register("one_mask", best_static="BestStatic", adapterdrop="AdapterDrop", random="RandomMasks")
+_register("scores", gradient_norm="GradientNorm", relative_gradient="RelativeGradient", importance="Importance")
+_register("all_labels", all_on_all_labels="AllOnAllLabels", validation_search="ValidationSearch")
+_register("per_pcs", per_pcs="PerPcs")
+_register("hard_concrete", hard_concrete="HardConcrete")
+_register("gumbel", gumbel="Gumbel")
+_register("self_critical", self_critical="SelfCritical")
+_register("searches", random_search="RandomSearch", greedy="GreedySearch")
+_register("bayesian", bayesian="BayesianSearch")
+_register("ppo", ppo="Gating")
 
 
 def method_class(name: str) -> type[Method]:

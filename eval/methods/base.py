@@ -93,6 +93,8 @@ class Method(ABC):
         together: users that are personalised in one call.
         through_backbone: whether personalising differentiates through the backbone.
         needs: distributions that must be installed.
+        draws: over how many draws the figures of one user are averaged, where chance chooses; a method with more than one has
+            a field ``draw``.
     """
 
     scope: ClassVar[str] = "user"
@@ -103,6 +105,7 @@ class Method(ABC):
     together: ClassVar[int] = 64
     through_backbone: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    draws: ClassVar[int] = 1
 
     def refuses(self, world: World) -> str | None:
         """Why this method has no meaning for that population or backbone; None: it has one."""

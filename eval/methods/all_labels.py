@@ -1,0 +1,84 @@
+"""Rivals that use support and validation examples of a user: ``all_on_all_labels`` and ``validation_search``.
+
+Shapes: U users, P pathways, M masks.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from agents.rivals import EXHAUSTIVE, best_static, candidate_masks
+from eval.group import Group
+from eval.methods.base import Fitted, Predictor
+from eval.methods.pathway import Chooser, PathwayPredictor
+from eval.world import World
+from meta.inner import adapt, measure
+
+
+@dataclass(frozen=True)
+class AllOnAllLabels(Chooser):
+    """Every pathway, adapted on support and validation examples together: what the labels are worth that others choose with."""
+
+    labels: ClassVar[str] = "all"
+
+    def choose(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Tensor:
+        """See :meth:`Chooser.choose`."""
+        return torch.ones(len(shown), world.pathways.num_pathways, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class ValidationSearch(Chooser):
+    """Many masks, each adapted on the user's support; kept is the one with the highest reward on their validation examples.
+
+    Every mask where there are at most 8 pathways, else at least 256 of random density with all-on, all-off and the best static
+    mask (:func:`agents.rivals.candidate_masks`). Of equally good masks the cheapest is taken.
+    """
+
+    scope: ClassVar[str] = "mask per user, by optimisation"
+    labels: ClassVar[str] = "all"
+    trades: ClassVar[bool] = True
+
+    def fit(self, world: World, cost_weight: float) -> Fitted:
+        """See :meth:`Method.fit`: the masks to try, ``[M, P]``."""
+        masks = _usual(world)
+        if world.pathways.num_pathways > EXHAUSTIVE:
+            masks = np.concatenate([masks, best_static(world.scenario, cost_weight, world.seed)[None]])
+        return Fitted({"masks": torch.from_numpy(masks)})
+
+    def tries(self, world: World) -> int:
+        """See :meth:`Chooser.tries`: M."""
+        return len(_usual(world)) + (world.pathways.num_pathways > EXHAUSTIVE)
+
+    def choose(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Tensor:
+        """See :meth:`Chooser.choose`."""
+        support, validation = _parts(shown)
+        masks, costs = fitted.tensors["masks"], world.pathways.costs()
+        rewards = torch.empty(len(shown), len(masks), dtype=torch.float64)
+        for m, mask in enumerate(tqdm(masks, desc="search on validation labels", unit="mask")):
+            gates = mask.repeat(len(shown), 1)
+            weights = adapt(world.pathways, world.init, support.batch, gates)
+            accuracy, _ = measure(world.pathways, weights, gates, validation.batch)
+            # Rounded, because shares of hits that are equal may differ in their last bits; then cost decides.
+            rewards[:, m] = accuracy.double().round(decimals=6) - (cost_weight + 1e-9) * (mask * costs).sum()
+        return masks[rewards.argmax(1)]
+
+    def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
+        """See :meth:`Method.adapt`. The weights are those that were judged, adapted on the support alone."""
+        masks = self.choose(world, fitted, shown, cost_weight)
+        weights = adapt(world.pathways, world.init, _parts(shown)[0].batch, masks)
+        return PathwayPredictor(world.pathways, weights, masks, world.init.adapted, self.tries(world) + 1)
+
+
+def _usual(world: World) -> np.ndarray:
+    """The masks that are tried whatever the cost weight."""
+    return candidate_masks(world.pathways.num_pathways, np.random.default_rng(0))
+
+
+def _parts(shown: Group) -> tuple[Group, Group]:
+    if shown.parts is None:
+        raise ValueError("a search on validation examples needs them apart from the support: join two groups by Group.joined.")
+    return shown.parts

@@ -1,0 +1,120 @@
+"""One mask, or one probability, for a whole population: ``best_static``, ``adapterdrop``, ``random``.
+
+Chosen by the mean validation reward of train users (a sample where they are very many). Shapes: U users, P pathways.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from agents.rivals import best_static, outcome_table, some_train_users
+from envs.oracles import Plans
+from eval.group import Group
+from eval.methods.base import Fitted
+from eval.methods.pathway import Chooser
+from eval.world import World
+
+PROBABILITIES = 21
+"""From 0 to 1, evenly spaced."""
+DRAWS = 2
+"""Masks per train user by which a probability is judged."""
+
+
+@dataclass(frozen=True)
+class OneMask(Chooser):
+    """Abstract: everybody has the same mask."""
+
+    scope: ClassVar[str] = "mask per population"
+    trades: ClassVar[bool] = True
+
+    @abstractmethod
+    def best(self, world: World, cost_weight: float) -> Plans:
+        """The mask ``[P]``."""
+
+    def fit(self, world: World, cost_weight: float) -> Fitted:
+        """See :meth:`Method.fit`."""
+        return Fitted({"mask": torch.from_numpy(self.best(world, cost_weight))})
+
+    def choose(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Tensor:
+        """See :meth:`Chooser.choose`."""
+        return fitted.tensors["mask"].repeat(len(shown), 1)
+
+
+@dataclass(frozen=True)
+class BestStatic(OneMask):
+    """The one mask with the highest mean validation reward of train users: what is to be gained without being personal."""
+
+    def best(self, world: World, cost_weight: float) -> Plans:
+        """See :func:`agents.rivals.best_static`."""
+        return best_static(world.scenario, cost_weight, world.seed)
+
+
+@dataclass(frozen=True)
+class AdapterDrop(OneMask):
+    """The last pathways alone, after Rücklé et al. 2021, "AdapterDrop: On the efficiency of adapters in transformers".
+
+    Kept: adapters of the lowest layers are dropped, everything above stays, and adapters are trained with all numbers dropped
+    (the meta-initialisation saw masks of all kinds, these among them). Not kept: their number is chosen by reward instead of
+    being given, the head can go as well, and dropping is paid by the environment's cost instead of being timed.
+    """
+
+    def best(self, world: World, cost_weight: float) -> Plans:
+        """The best suffix; of equal ones the shortest."""
+        scenario, pathways = world.scenario, world.pathways.num_pathways
+        users = some_train_users(scenario, np.random.default_rng(world.seed))
+        masks = suffixes(pathways)
+        table = outcome_table(scenario, users, masks, "validation", "how many adapters to drop")
+        return masks[table.reward(cost_weight).mean(0).argmax()]
+
+
+def suffixes(pathways: int) -> Plans:
+    """Masks ``[P + 1, P]`` of the last 0, 1, ... P pathways."""
+    return np.arange(pathways) >= pathways - np.arange(pathways + 1)[:, None]
+
+
+@dataclass(frozen=True)
+class RandomMasks(Chooser):
+    """Independent bits, all with the one probability that pays best for train users.
+
+    What masks of the right density are worth if nobody looks at the user. (``random`` beside a policy has the policy's mean
+    cost instead: :func:`agents.rivals.random_masks`.)
+
+    Attributes:
+        draw: which of a user's random masks, from 0.
+    """
+
+    draw: int = 0
+
+    scope: ClassVar[str] = "mask per population"
+    trades: ClassVar[bool] = True
+
+    def fit(self, world: World, cost_weight: float) -> Fitted:
+        """See :meth:`Method.fit`. Of equally good probabilities the lowest is taken.
+
+        A user's masks for different probabilities come from the same numbers, so that few of them differ.
+        """
+        scenario, probabilities = world.scenario, np.linspace(0, 1, PROBABILITIES)
+        users = some_train_users(scenario, np.random.default_rng(world.seed)).repeat(DRAWS)
+        drawn = np.stack([_numbers(world, scenario.user_ids[u], n % DRAWS) for n, u in enumerate(users)])
+        rewards = [
+            scenario.oracle.evaluate(users, drawn < p, "validation").reward(cost_weight).mean()
+            for p in tqdm(probabilities, desc="probability of random masks", unit="probability")
+        ]
+        scenario.save()
+        return Fitted({"probability": torch.tensor(probabilities[int(np.argmax(rewards))])})
+
+    def choose(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Tensor:
+        """See :meth:`Chooser.choose`."""
+        drawn = torch.stack([torch.from_numpy(_numbers(world, user, self.draw)) for user in shown.ids])
+        return drawn < fitted.tensors["probability"]
+
+
+def _numbers(world: World, user: str, draw: int) -> np.ndarray:
+    """A user's numbers ``[P]`` from [0, 1)."""
+    generator = world.generator(user, "mask", draw)
+    return torch.rand(world.pathways.num_pathways, generator=generator, dtype=torch.float64).numpy()

@@ -1,0 +1,29 @@
+"""Pathways that are partly on, through which a mask can be learned by gradient descent.
+
+Shapes: U users, N examples per user, P pathways, C classes.
+"""
+
+from torch import Tensor
+
+from backbones.pathways import Frozen, Pathways, Weights
+
+
+def relaxed_logits(pathways: Pathways, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
+    """Logits ``[U, N, C]`` with gates between 0 and 1, differentiable with respect to them.
+
+    What a pathway adds is linear in its output weights, so that these times a gate give the gate times what it adds. With
+    gates of 0 and 1 the logits are exactly those of the mask. A gate of exactly 0 is not computed and gets no gradient; every
+    relaxation that reaches 0 is flat there.
+
+    Args:
+        pathways: whose logits.
+        frozen: sites ``[U, N, ..., width_p]``.
+        weights: stacked, leading dimension U.
+        gates: ``[U, P]`` float.
+    """
+    outputs, scaled = pathways.outputs, dict(weights)
+    for p, keys in pathways.keys.items():
+        for key in outputs.intersection(keys):
+            gate = gates[:, p].view(-1, *[1] * (weights[key].dim() - 1))
+            scaled[key] = weights[key] * gate
+    return pathways.logits(frozen, scaled, gates.detach() > 0)

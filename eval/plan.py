@@ -1,0 +1,132 @@
+"""What a run of the harness measures: which methods on which seeds, folds, cost weights, sizes of support and users."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from inspect import signature
+from typing import Any
+
+from envs import known_spec
+from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
+from eval.methods import make_method
+from eval.methods.base import Method
+from eval.tuned import settings_for
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One draw of a population: a seed, and a fold where there are folds."""
+
+    seed: int
+    fold: int | None = None
+
+    def __str__(self) -> str:
+        return f"seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method at one cost weight (None: it has no trade-off) and one size of support (None: all of it)."""
+
+    method: str
+    cost_weight: float | None
+    shown: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines the rows of a run.
+
+    Attributes:
+        env: id. env_kwargs: its further arguments. methods: names; ``base`` is always among them.
+        seeds: how many, from 0. folds: how many, 0 for none; the environment's argument ``fold``.
+        cost_weight: the one that tables are about. cost_weights: all, for methods with a trade-off.
+        shown: sizes of support for the curve, 0 among them; empty for no curve. curve: the methods on it.
+        slow_users: test users per fold that methods see which differentiate through a text backbone; slow_seeds: seeds.
+        few_shown: sizes of the curve for these.
+        settings: hyperparameters by method that are neither defaults nor tuned.
+    """
+
+    env: str
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] = (BASE,)
+    seeds: int = 5
+    folds: int = 0
+    cost_weight: float = 0.1
+    cost_weights: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
+    shown: tuple[int, ...] = ()
+    curve: tuple[str, ...] = ()
+    slow_users: int = 60
+    slow_seeds: int = 2
+    few_shown: tuple[int, ...] = (2, 10)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "slow_users", "slow_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds must be 0 (none) or at least 2, got {self.folds}.")
+        if bad := [w for w in (*self.cost_weights, self.cost_weight) if not 0 <= w <= 1]:
+            raise ValueError(f"a cost weight must be between 0 and 1, got {bad[0]:g}.")
+        if bad := [n for n in (*self.shown, *self.few_shown) if n < 0]:
+            raise ValueError(f"numbers of support examples must be at least 0, got {bad[0]}.")
+        if BASE not in self.methods:
+            raise ValueError(f"every comparison is with {BASE!r}; add it to the methods.")
+        if missing := set(self.curve) - {*self.methods}:
+            raise ValueError(f"the curve's methods must be among the methods; missing are {sorted(missing)}.")
+        for name in self.methods:
+            self.method(name)
+        check_arguments(*self.scenario_arguments(self.places[0]))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(facts: Mapping[str, Any]) -> "Plan":
+        """The inverse of :meth:`to_json`."""
+        return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+
+    @property
+    def places(self) -> list[Place]:
+        """Every seed and fold."""
+        folds = range(self.folds) if self.folds else [None]
+        return [Place(seed, fold) for seed in range(self.seeds) for fold in folds]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """All cost weights, the main one first."""
+        return (self.cost_weight, *(w for w in self.cost_weights if w != self.cost_weight))
+
+    def method(self, name: str) -> Method:
+        """A method with its tuned hyperparameters for this environment, or those given."""
+        return make_method(name, **self.settings.get(name, settings_for(self.env, self.env_kwargs, name)))
+
+    def jobs(self) -> Iterator[Job]:
+        """What is measured at every place, the tables first, then the curve."""
+        for name in self.methods:
+            for weight in self.weights if self.method(name).trades else (None,):
+                yield Job(name, weight, None)
+        for name in self.curve:
+            method = self.method(name)
+            for shown in self.few_shown if method.through_backbone else self.shown:
+                yield Job(name, self.cost_weight if method.trades else None, shown)
+
+    def scenario_arguments(self, place: Place) -> tuple[str, dict[str, Any]]:
+        """Name and arguments of the scenario's builder at a place."""
+        kwargs = {**known_spec(self.env).kwargs, **self.env_kwargs}
+        name = kwargs.pop("scenario")
+        for rule in ("rounds", "layerwise"):
+            kwargs.pop(rule, None)
+        if place.fold is not None:
+            kwargs["fold"] = place.fold
+        if "seed" in signature(builder_of(name)).parameters:
+            kwargs["seed"] = place.seed
+        return name, kwargs
+
+    def scenario(self, place: Place) -> Scenario:
+        """The environment's scenario there, made or loaded."""
+        name, kwargs = self.scenario_arguments(place)
+        return load_scenario(name, **kwargs)

@@ -1,0 +1,131 @@
+"""Whether the rows of a results folder reproduce: ``python -m eval.replay results/results.csv``.
+
+First every row's own check is looked at, which names rows that were edited by hand. Then a sample of the rows (or all) is
+measured again, from the same commands and settings, and compared. Exit code 1 if anything differs.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from backbones.artefacts import ArtefactError
+from backbones.threads import usable_cores
+from envs.scenario import forget_scenarios
+from eval.plan import Job, Place, Plan
+from eval.results import COLUMNS, altered, format_row, rows_of
+from eval.rows import Measuring
+from meta.arguments import show_log
+
+EXACT = ("status", "mask", "examples", "labels", "adaptations", "trainable", "active", "stored", "group")
+CLOSE = {"accuracy": 0.0, "cost": 1e-9, "log_likelihood": 1e-3}
+"""How far a figure may be off: accuracies not at all, log-likelihoods by rounding in another order of users."""
+FLIPS = 1
+"""Query examples whose two best classes may change places by rounding."""
+
+
+def plan_of(folder: Path) -> Plan:
+    """The plan that a results folder was made by. Raises ``ValueError`` with the cause if there is none."""
+    path = folder / "plan.json"
+    if not path.exists():
+        raise ValueError(f"{folder} has no plan.json; give the results.csv of a folder that eval.run wrote.")
+    return Plan.from_json(json.loads(path.read_text())["plan"])
+
+
+def differences(row: Mapping[str, str], again: Mapping[str, str]) -> list[str]:
+    """What differs between a row and the same row measured again, in words; empty: it reproduces."""
+    found = [f"{name} {row[name] or '-'} is now {again[name] or '-'}" for name in EXACT if row[name] != again[name]]
+    if row["status"] != "ok" or again["status"] != "ok":
+        return found
+    for name, room in CLOSE.items():
+        slack = FLIPS / float(row["examples"]) if name == "accuracy" else room
+        if abs(float(row[name]) - float(again[name])) > slack + 1e-12:
+            found.append(f"{name} {row[name]} is now {again[name]}")
+    return found
+
+
+def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[str]]:
+    """By position among the rows, what differs when they are measured again; only rows that do differ."""
+    by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        by_place[row["seed"], row["fold"]].append(number)
+    wrong: dict[int, list[str]] = {}
+    for (seed, fold), numbers in tqdm(by_place.items(), desc="measuring again", unit="place"):
+        place = Place(int(seed), int(fold) if fold else None)
+        measuring = Measuring(plan, place, plan.scenario(place))
+        again = _again(measuring, [rows[n] for n in numbers])
+        for number in numbers:
+            key = _key(rows[number])
+            found = differences(rows[number], again[key]) if key in again else ["it is not measured any more"]
+            if found:
+                wrong[number] = found
+        forget_scenarios()
+    return wrong
+
+
+def _again(measuring: Measuring, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], dict[str, str]]:
+    wanted = {_key(row) for row in rows}
+    jobs = {(row["method"], row["cost_weight"], row["shown"]) for row in rows}
+    found = {}
+    for method, weight, shown in sorted(jobs):
+        job = Job(method, float(weight) if weight else None, int(shown) if shown else None)
+        for values in measuring.rows(job, lambda key: key not in wanted):
+            row = format_row({**dict.fromkeys(COLUMNS[:-1]), **values})
+            found[_key(row)] = row
+    return found
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return row["method"], row["cost_weight"], row["shown"], row["user"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="results.csv of a results folder")
+    parser.add_argument("--sample", type=int, default=50, help="rows to measure again; 0: all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.num_threads)
+    show_log()
+    try:
+        bad = check(args.results, args.sample, args.seed)
+    except (ValueError, OSError, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+    if bad:
+        sys.exit(f"{bad} rows do not hold.")
+
+
+def check(path: Path, sample: int, seed: int) -> int:
+    """Look at every row's check and measure a sample again; prints what is wrong and returns how many rows are."""
+    plan, numbered = plan_of(path.parent), list(rows_of(path))
+    edited = altered(numbered)
+    for line in edited:
+        print(f"line {line}: edited by hand, its check does not match")
+    if 0 < sample < len(numbered):
+        drawn = np.random.default_rng(seed).choice(len(numbered), sample, replace=False)
+        numbered_again = [numbered[n] for n in np.sort(drawn)]
+    else:
+        numbered_again = numbered
+    wrong = replayed(plan, [row for _, row in numbered_again])
+    for place, found in wrong.items():
+        line, row = numbered_again[place]
+        who = " ".join(
+            f"{name}={row[name]}" for name in ("seed", "fold", "method", "cost_weight", "shown", "user") if row[name]
+        )
+        print(f"line {line}: {who} does not reproduce: {'; '.join(found)}")
+    print(f"{len(numbered)} rows, {len(edited)} edited; {len(numbered_again)} measured again, {len(wrong)} do not reproduce")
+    return len({*edited, *(numbered_again[place][0] for place in wrong)})
+
+
+if __name__ == "__main__":
+    main()

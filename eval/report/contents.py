@@ -1,0 +1,159 @@
+"""The tables of a report, from a summary (:mod:`eval.summary`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.report.tables import NONE, Line, Table, figure_text, short
+from eval.summary import KINDS
+
+Summary = Mapping[str, Any]
+FLIPPED = {"above": "below", "below": "above"}
+INFERENCE = ("one user, 1 example", "one user, 64 examples", "64 users, 1 example each")
+
+
+def tables(summary: Summary) -> list[Table]:
+    """Those that have something to say."""
+    every = [main_table(summary), mask_table(summary), curve_table(summary), timing_table(summary), failure_table(summary)]
+    return [table for table in every if any(len(line.cells) > 1 for line in table.lines)]
+
+
+def measured(summary: Summary) -> dict[str, Any]:
+    """Methods that have rows."""
+    return {name: method for name, method in summary["methods"].items() if method["users"]}
+
+
+def titled(name: str, method: Mapping[str, Any], summary: Summary) -> str:
+    """A method's name, with its users and seeds where it was run on fewer than others."""
+    every = measured(summary).values()
+    most = max(one["users"] for one in every), max(one["seeds"] for one in every)
+    if (method["users"], method["seeds"]) == most:
+        return name
+    return f"{name} ({method['users']} users, {method['seeds']} seed{'s' * (method['seeds'] > 1)})"
+
+
+def interval_text(found: Mapping[str, float] | None, verdict: bool = True) -> str:
+    """``+0.012 [+0.003, +0.021] above``."""
+    if found is None:
+        return NONE
+    if "none" in found:
+        return str(found["none"])
+    text = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{text} {found['verdict']}" if verdict else text
+
+
+def flipped(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A comparison with its two sides changed."""
+    if found is None:
+        return None
+    turned = {"mean": -found["mean"], "low": -found["high"], "high": -found["low"]}
+    return {**found, **turned, "verdict": FLIPPED.get(found["verdict"], found["verdict"])}
+
+
+def _lines(summary: Summary, cells: Mapping[str, list[str]]) -> list[Line]:
+    """Lines under a heading for each kind of method."""
+    lines = []
+    for kind in KINDS:
+        names = [name for name in cells if summary["methods"][name]["kind"] == kind]
+        lines += [Line([kind])] * bool(names)
+        lines += [Line(cells[name], strong=name == summary["subject"]) for name in names]
+    return lines
+
+
+def main_table(summary: Summary) -> Table:
+    """Every method on the whole support, at the summary's cost weight."""
+    subject = summary["subject"]
+    heads = ["method", "scope", "accuracy", *([f"less {subject}"] if subject else []), "gain over base", "bottom decile"]
+    heads += ["made worse", "log-likelihood", "ECE", "cost", "active", "labels", "trainable", "stored"]
+    cells = {}
+    for name, method in measured(summary).items():
+        means, against, gain = method["means"], method["against"], method["gain"] or {}
+        row = [titled(name, method, summary), method["scope"], figure_text(means["accuracy"])]
+        row += [interval_text(against.get(subject, {}).get("accuracy"))] if subject else []
+        row += [interval_text(against.get("base", {}).get("accuracy"), verdict=False)]
+        row += [figure_text(gain.get("bottom_decile"), "+.3f"), figure_text(gain.get("worse"), ".0%")]
+        row += [figure_text(means["log_likelihood"]), figure_text(means["ece"]), figure_text(means["cost"], ".2f")]
+        row += [short(means["active"]), figure_text(means["labels"], ".0f"), short(means["trainable"])]
+        cells[name] = [*row, short(means["stored"], "B")]
+    note = (
+        f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the users "
+        "who gain least. Made worse: share of users with a gain below zero. Cost: active parameters, as a share of those "
+        "with every pathway on. Labels: of the user's own. Trainable, active: parameters; stored: bytes per user."
+    )
+    return Table("Every method", heads, _lines(summary, cells), note)
+
+
+def mask_table(summary: Summary) -> Table:
+    """Methods that choose masks, at every cost weight and at the subject's cost."""
+    subject, main = summary["subject"], f"{summary['cost_weight']:g}"
+    weights = [f"{weight:g}" for weight in summary["cost_weights"]]
+    heads = ["method", "labels", *(f"reward at {weight}" for weight in weights), "hypervolume", "on", "masks", "adaptations"]
+    heads += [f"reward, {subject} less it", f"accuracy at {subject}'s cost, {subject} less it"] if subject else []
+    cells = {}
+    for name, method in measured(summary).items():
+        if method["kind"] != KINDS[3] and name not in ("base", "all_on"):
+            continue
+        means = method["means"]
+        row = [titled(name, method, summary), figure_text(means["labels"], ".0f")]
+        row += [figure_text(method["by_cost_weight"][weight]["reward"]) for weight in weights]
+        row += [figure_text(method["hypervolume"], ".4f"), figure_text(means["active_fraction"], ".0%")]
+        row += [figure_text(method["distinct_masks"], ".0f"), figure_text(means["adaptations"], ".0f")]
+        if subject:
+            row += [interval_text(method["subject_less"].get(main)), interval_text(method["at_equal_cost"])]
+        cells[name] = row
+    note = (
+        f"Reward: accuracy less cost weight times cost. Hypervolume over the cost weights {', '.join(weights)}, reference: cost "
+        "1.05, accuracy of base; - without a trade-off. On: share of the pathways; masks: different ones among a seed's "
+        f"users; both, adaptations and differences at cost weight {main}. At {subject}'s cost: the rival's front over the "
+        "cost weights (base among its points), read at that mean cost."
+    )
+    return Table("Methods that choose pathways", heads, _lines(summary, cells), note)
+
+
+def curve_table(summary: Summary) -> Table:
+    """Gain over base by number of support examples."""
+    sizes = [str(size) for size in summary["shown"]]
+    cells = {}
+    for name, method in measured(summary).items():
+        if method["curve"]:
+            row = [figure_text(method["curve"].get(size, {}).get("mean"), "+.3f") for size in sizes]
+            whole = method["against"].get("base", {}).get("accuracy", {}).get("mean")
+            cells[name] = [titled(name, method, summary), *row, figure_text(whole, "+.3f")]
+    note = "Gain in accuracy over base after so many of the user's support examples; without any it must be zero."
+    return Table("Gain by number of support examples", ["method", *sizes, "all"], _lines(summary, cells), note)
+
+
+def timing_table(summary: Summary) -> Table:
+    """Seconds, memory and operations."""
+    timing = summary["timing"] or {"methods": {}}
+    heads = ["method", "fit, s", "personalise, s", "peak memory", *(f"inference, ms: {asked}" for asked in INFERENCE)]
+    cells = {}
+    for name in summary["methods"]:
+        one = timing["methods"].get(name)
+        if one:
+            row = [name, figure_text(one.get("fit_seconds"), ".3g"), range_text(one.get("personalise_seconds"))]
+            row += [short(one.get("personalise_peak_bytes"), "B")]
+            row += [range_text(one.get("inference_ms", {}).get(asked)) for asked in INFERENCE]
+            cells[name] = [*row, short(one.get("flops_per_example"))]
+    note = (
+        "Median (least - most) of runs in turn, on the machine that wrote the folder: "
+        f"{timing.get('threads', '?')} thread(s), {timing.get('repeats', '?')} repeats, {timing.get('users', '?')} users."
+    )
+    return Table("Time and memory", [*heads, "operations per example"], _lines(summary, cells), note)
+
+
+def range_text(found: Mapping[str, float] | None) -> str:
+    """``0.012 (0.010 - 0.015)``."""
+    return NONE if found is None else f"{found['median']:.3g} ({found['low']:.3g} - {found['high']:.3g})"
+
+
+def failure_table(summary: Summary) -> Table:
+    """What failed for whom, and what was refused."""
+    lines = []
+    for name, method in summary["methods"].items():
+        for one in method["failed"]:
+            more = one["number_of_users"] - len(one["users"])
+            users = ", ".join(one["users"]) + (f" and {more} more" if more else "")
+            lines.append(Line([name, one["reason"], str(one["rows"]), users]))
+    lines += [Line([name, f"left out: {reason}", NONE, NONE]) for name, reason in summary["refused"].items()]
+    note = "Rows that failed are left out of all means; comparisons use the users whom both methods have."
+    return Table("What did not run", ["method", "reason", "rows", "users"], lines, note)

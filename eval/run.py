@@ -1,0 +1,242 @@
+"""Every way of personalising, measured by the same code: ``python -m eval.run --env dsa/DigitsResNet-v0 --out results``.
+
+Fits every method on train users (choices on val users), personalises every test user by it, and writes ``results.csv`` (a row
+per method, seed and user), ``summary.json``, ``report.html``, the tables as ``results.md`` and TensorBoard's event files. The
+same command goes on where it was stopped. Exit code 1: some rows failed, the report says which.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from backbones.artefacts import ArtefactError, write_atomically
+from backbones.threads import usable_cores
+from dynamic_sparse_adapters import __version__
+from envs.scenario import forget_scenarios
+from eval.methods import METHODS, method_class
+from eval.parts import Part, count_rows, put_together
+from eval.plan import BASE, Place, Plan
+from eval.report import write_report
+from eval.results import FORMAT, read_results
+from eval.rows import Measuring
+from eval.timing import time_methods
+from eval.tuned import entry_for
+from meta.arguments import parse_pairs, show_log
+
+LOG = logging.getLogger("dsa")
+CURVE = (0, 1, 2, 5, 10, 20, 50, 100, 200)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
+    parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    parser.add_argument("--methods", help="names, joined by commas (default: all that apply)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: %(default)s)")
+    parser.add_argument("--folds", type=int, default=0, help="how many folds the environment has (default: none)")
+    parser.add_argument("--cost-weight", type=float, default=0.1, help="the one that tables are about (default: %(default)s)")
+    parser.add_argument("--cost-weights", type=float, nargs="+", default=list(Plan.cost_weights), help="for the Pareto fronts")
+    parser.add_argument(
+        "--shown", type=int, nargs="*", default=list(CURVE), help="sizes of support on the curve; none: no curve"
+    )
+    parser.add_argument("--curve", help="methods on the curve, joined by commas (default: those that are cheap, and lora)")
+    parser.add_argument(
+        "--slow-users", type=int, default=60, help="test users where training goes through a text backbone (60)"
+    )
+    parser.add_argument("--slow-seeds", type=int, default=2, help="seeds where training goes through a text backbone (2)")
+    parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes of one thread each (default: the cores)")
+    parser.add_argument("--timing", action=argparse.BooleanOptionalAction, default=True, help="measure seconds and memory too")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; an unfinished run there goes on")
+    return parser.parse_args(arguments)
+
+
+def read_plan(args: argparse.Namespace) -> Plan:
+    """What the command line asks for. Raises ``ValueError`` with a suggestion for unknown names."""
+    names = args.methods.split(",") if args.methods else list(METHODS)
+    names = [BASE, *(name for name in names if name != BASE)]
+    kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
+    cheap = [name for name in names if on_the_curve(name)] if args.shown else []
+    return Plan(
+        env=args.env,
+        env_kwargs=kwargs,
+        methods=tuple(names),
+        seeds=args.seeds,
+        folds=args.folds,
+        cost_weight=args.cost_weight,
+        cost_weights=tuple(args.cost_weights),
+        shown=tuple(args.shown),
+        curve=tuple(args.curve.split(",") if args.curve else cheap),
+        slow_users=args.slow_users,
+        slow_seeds=args.slow_seeds,
+    )
+
+
+def on_the_curve(name: str) -> bool:
+    """Whether a method is shown supports of other sizes unless it is said which."""
+    kind = method_class(name)
+    searches = kind.scope == "mask per user, by optimisation"
+    return name == "lora" or not (searches or kind.through_backbone or kind.labels == "all" or kind.scope == "nobody")
+
+
+def claim(folder: Path, plan: Plan) -> None:
+    """Begin a results folder, or go on with one of the same plan.
+
+    Raises:
+        ValueError: if the folder holds results of another plan or another version.
+    """
+    path = folder / "plan.json"
+    body = {"format": FORMAT, "plan": json.loads(json.dumps(plan.to_json()))}
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder} holds results of format {found.get('format')}, this version writes {FORMAT}; choose another --out."
+            )
+        changed = sorted(name for name, value in body["plan"].items() if found["plan"].get(name) != value)
+        if changed:
+            raise ValueError(f"{folder} holds results of another run ({', '.join(changed)} differ); choose another --out.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files that are no results; choose another --out.")
+    write_atomically(path, json.dumps(body, indent=1).encode())
+
+
+def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
+    """Write the missing rows of one place; runs in a process of its own. Returns facts for ``run.json``."""
+    torch.set_num_threads(1)
+    part, measuring = Part(folder, place), Measuring(plan, place, plan.scenario(place))
+    refused = {}
+    for job in plan.jobs():
+        if reason := plan.method(job.method).refuses(measuring.world):
+            refused[job.method] = reason
+            continue
+        for row in measuring.rows(job, part.done):
+            part.add(row)
+    measuring.scenario.save()
+    pathways = measuring.world.pathways
+    forget_scenarios()
+    return {
+        "population": measuring.scenario.data.population.name,
+        "simulated": measuring.scenario.data.population.simulated,
+        "classes": measuring.scenario.data.population.num_classes,
+        "pathways": list(pathways.names),
+        "costs": pathways.costs().tolist(),
+        "refused": refused,
+        "notes": list(measuring.scenario.notes),
+    }
+
+
+def measure_all(plan: Plan, folder: Path, workers: int) -> dict[str, Any]:
+    """Every place, ``workers`` at a time, with a bar over rows; facts for ``run.json``."""
+    before = count_rows(folder)
+    with tqdm(desc=f"rows of {plan.env}", unit="row", initial=before) as bar:
+        if workers == 1:
+            found = []
+            for place in plan.places:
+                found.append(measure_place(plan, place, folder))
+                bar.update(count_rows(folder) - bar.n)
+            return found[0]
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            left: set[Future] = {pool.submit(measure_place, plan, place, folder) for place in plan.places}
+            facts = {}
+            while left:
+                done, left = wait(left, timeout=2, return_when=FIRST_COMPLETED)
+                bar.update(count_rows(folder) - bar.n)
+                for future in done:
+                    facts = future.result()  # raises what the process raised
+            return facts
+
+
+def say_expected(plan: Plan, users: int) -> None:
+    """What the run will take on one core, as far as tuning has measured its methods. ``users``: test users per place."""
+    seconds, unknown = 0.0, []
+    for name in plan.methods:
+        entry = entry_for(plan.env, plan.env_kwargs, name)
+        if entry is None:
+            unknown.append(name)
+            continue
+        asked = sum(job.method == name for job in plan.jobs())
+        seconds += len(plan.places) * asked * (entry["fit_seconds"] + users * entry["seconds_per_user"])
+    rest = f", and what {', '.join(unknown)} take, which were not timed here" if unknown else ""
+    LOG.info("expected: about %.0f minutes of one core%s", seconds / 60, rest)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    args = parse(arguments)
+    show_log()
+    torch.set_num_threads(1)
+    given: Sequence[str] = sys.argv[1:] if arguments is None else arguments
+    if args.data_root:  # not part of the plan: results do not depend on where the data lie
+        os.environ["DSA_DATA_ROOT"] = str(args.data_root)
+    try:
+        plan = read_plan(args)
+        claim(args.out, plan)
+        failed = run(plan, args.out, args.workers, args.timing, shown_command(given))
+    except (ValueError, ImportError, OSError, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\ninterrupted; the rows so far are in {args.out}. The same command goes on.")
+    print(f"\n{args.out / 'report.html'}\ntensorboard --logdir {args.out / 'tensorboard'}")
+    if failed:
+        sys.exit(f"{failed} rows failed; the report and results.csv (column status) say which and why.")
+
+
+def shown_command(given: Sequence[str]) -> str:
+    """The command as a page may show it: without anybody's folders."""
+    words = list(given)
+    for flag, instead in (("--out", "results"), ("--data-root", "DATA")):
+        if flag in words:
+            words[words.index(flag) + 1] = instead
+    return shlex.join(["python", "-m", "eval.run", *words])
+
+
+def run(plan: Plan, folder: Path, workers: int, timing: bool, command: str) -> int:
+    """Measure what is missing, put the rows together and write the reports; how many rows failed."""
+    start, earlier = time.perf_counter(), 0.0
+    if (folder / "run.json").exists():
+        earlier = json.loads((folder / "run.json").read_text())["seconds"]
+    say_expected(plan, plan.slow_users)
+    facts = measure_all(plan, folder, workers)
+    if timing and not (folder / "timing.json").exists():
+        write_atomically(folder / "timing.json", json.dumps(time_methods(plan), indent=1).encode())
+    failed = put_together(folder)
+    body = {
+        "format": FORMAT,
+        "version": __version__,
+        **plan.to_json(),
+        "folds": plan.folds or None,
+        "seeds": list(range(plan.seeds)),
+        "methods": {name: _about(plan, name) for name in plan.methods},
+        **facts,
+        "command": command,
+        "seconds": earlier + time.perf_counter() - start,
+    }
+    write_atomically(folder / "run.json", json.dumps(body, indent=1).encode())
+    write_report(read_results(folder), folder)
+    return failed
+
+
+def _about(plan: Plan, name: str) -> dict[str, Any]:
+    method = plan.method(name)
+    facts = {field: getattr(method, field) for field in ("scope", "labels", "trades", "through_backbone")}
+    return {"settings": method.settings(), **facts}
+
+
+if __name__ == "__main__":
+    main()

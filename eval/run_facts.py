@@ -1,0 +1,102 @@
+"""``run.json`` of a results folder: what was run, on whom, with which methods."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Of results folders. A change that readers must know of is a new number."""
+
+
+class ResultsError(ValueError):
+    """A folder holds no results, or not such as this version reads; the message names cause and cure."""
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What a run says of a method, see :class:`eval.methods.base.Method`."""
+
+    settings: Mapping[str, Any]
+    scope: str
+    labels: str
+    trades: bool
+    through_backbone: bool
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What was run.
+
+    Attributes:
+        version: of the package. env, env_kwargs: the environment. seeds: run. folds: number of folds, None without.
+        cost_weight: that the tables are about. cost_weights: at which methods with a trade-off were measured.
+        simulated: whether every seed redraws the users; else they are the same people in every seed.
+        population: its name. classes: C. pathways: names ``[P]``. costs: their shares of ``C(all_on)``, ``[P]``.
+        shown: sizes of the support-size curve. methods: by name. refused: methods that have no meaning here, and why.
+        command: that made the rows. seconds: it took.
+    """
+
+    version: str
+    env: str
+    env_kwargs: Mapping[str, Any]
+    seeds: list[int]
+    folds: int | None
+    cost_weight: float
+    cost_weights: list[float]
+    simulated: bool
+    population: str
+    classes: int
+    pathways: list[str]
+    costs: list[float]
+    shown: list[int]
+    methods: Mapping[str, MethodFacts]
+    refused: Mapping[str, str]
+    command: str
+    seconds: float
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises :class:`ResultsError` if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(
+            f"{path} is not JSON ({error}); was it cut short or edited? Run python -m eval.run again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ResultsError(f"{path} holds no JSON object.")
+    return found
+
+
+def read_run(folder: Path) -> RunFacts:
+    """The facts of a results folder.
+
+    Raises:
+        ResultsError: if it is none, or of another version.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise ResultsError(
+            f"{folder} is not a results folder: it has no run.json. python -m eval.run --out {folder} makes one."
+        )
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        raise ResultsError(
+            f"{folder} is a results folder of another version: format {found.get('format')}, written by version "
+            f"{found.get('version', 'unknown')} of the package; this one reads format {FORMAT}. Read it with that version, or "
+            "run python -m eval.run into a new folder."
+        )
+    missing = [field.name for field in fields(RunFacts) if field.name not in found]
+    if missing:
+        raise ResultsError(f"{path} lacks {', '.join(missing)}; was it edited? Run python -m eval.run again.")
+    facts = {field.name: found[field.name] for field in fields(RunFacts)}
+    names = [field.name for field in fields(MethodFacts)]
+    try:
+        facts["methods"] = {name: MethodFacts(**{key: said[key] for key in names}) for name, said in found["methods"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(
+            f"{path}: every method needs {', '.join(names)} ({error!r}). Run python -m eval.run again."
+        ) from error
+    return RunFacts(**facts)

@@ -1,0 +1,200 @@
+"""What personalising and predicting take: every method of a plan side by side in one process, in turns.
+
+Seconds are medians with quartiles; memory is the most that torch held at once beyond what it held before.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from backbones.pathways import Frozen
+from eval.group import Group
+from eval.methods.base import Fitted, Method, Predictor
+from eval.plan import Plan
+from eval.rows import Measuring
+from users.batch import Batch
+
+REPEATS = 9
+USERS = 64
+"""Different users in a batch."""
+LOADED = 8
+"""Of methods that load one user's weights after the other, so many are personalised and take turns in that batch."""
+
+
+class Fresh:
+    """The frozen model's part in somebody's examples, computed when it is first asked for; looks like a ``Frozen``."""
+
+    offset = None
+
+    def __init__(self, compute: Callable[[], Frozen]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def _found(self) -> Frozen:
+        return self._compute()
+
+    @property
+    def sites(self) -> Sequence[Tensor]:
+        """See :class:`backbones.pathways.Frozen`."""
+        return self._found.sites
+
+    @property
+    def context(self) -> Any:
+        """See :class:`backbones.pathways.Frozen`."""
+        return self._found.context
+
+
+def fresh(group: Group, user: int) -> Group:
+    """One user's examples, of which nothing has been computed."""
+    one = group.rows([user])
+    parts = one.parts and (fresh(group.parts[0], user), fresh(group.parts[1], user)) if group.parts else None
+    labels = one.labels(0)[None]
+    table = cast(Frozen, Fresh(lambda: group.data.pathways.frozen(one.inputs(0))))
+    weights = torch.full(labels.shape, 1 / max(1, labels.shape[1]))
+    return replace(one, batch=Batch(table, torch.arange(labels.shape[1])[None], labels, weights), parts=parts)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A method that is ready to be timed.
+
+    Attributes:
+        fit_seconds: next to nothing where the fit came from the disk.
+        one, many: predictors of one user, and of :data:`USERS` users (or :data:`LOADED`, in turns).
+    """
+
+    method: Method
+    fitted: Fitted
+    fit_seconds: float
+    shown: Group
+    one: Predictor
+    many: Predictor
+    count: int
+
+
+def ready(measuring: Measuring, name: str) -> Timed:
+    """Fit a method and personalise the users whose predictions are timed."""
+    plan, method = measuring.plan, measuring.plan.method(name)
+    weight = plan.cost_weight if method.trades else None
+    start = time.perf_counter()
+    fitted = measuring.fitted(name, weight)
+    seconds = time.perf_counter() - start
+    shown, count = measuring.shown(method, None), LOADED if method.through_backbone else USERS
+    order = [i % len(shown) for i in range(count)]
+
+    def of(users: list[int]) -> Predictor:
+        return method.personalise(measuring.world, fitted, shown.rows(users), plan.cost_weight)
+
+    return Timed(method, fitted, seconds, shown, of(order[:1]), of(order), count)
+
+
+def time_methods(plan: Plan) -> dict[str, Any]:
+    """``timing.json``: every method of a plan at its first place."""
+    place = plan.places[0]
+    measuring = Measuring(plan, place, plan.scenario(place))
+    names = [name for name in plan.methods if not plan.method(name).refuses(measuring.world)]
+    methods = {name: ready(measuring, name) for name in tqdm(names, desc="ready to be timed", unit="method")}
+    inputs = _inputs(measuring)
+    taken: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for turn in tqdm(range(REPEATS + 1), desc="timing, in turns", unit="turn"):
+        for name, timed in methods.items():
+            for what, seconds in _turn(measuring, timed, inputs, turn).items():
+                if turn:  # the first one warms up
+                    taken[name].setdefault(what, []).append(seconds)
+    return {
+        "threads": torch.get_num_threads(),
+        "repeats": REPEATS,
+        "users": USERS,
+        "methods": {name: _summary(measuring, timed, taken[name], inputs) for name, timed in methods.items()},
+    }
+
+
+def _inputs(measuring: Measuring) -> dict[str, Tensor]:
+    """Raw inputs ``[U, N, ...]`` by what is measured; users and examples are repeated where there are too few."""
+    query, users = measuring.query, len(measuring.query)
+    width = max(query.inputs(i).shape[1] for i in range(min(users, USERS))) if query.inputs(0).dim() == 2 else 0
+    mine = _to_width(query.inputs(0), width)
+    many = torch.stack([_to_width(query.inputs(i % users), width)[0] for i in range(USERS)])[:, None]
+    return {
+        "one user, 1 example": mine[None, :1],
+        "one user, 64 examples": mine[torch.arange(64) % len(mine)][None],
+        "64 users, 1 example each": many,
+    }
+
+
+def _to_width(inputs: Tensor, width: int) -> Tensor:
+    """Token ids brought to one length; images as they are."""
+    return torch.nn.functional.pad(inputs, (0, width - inputs.shape[1]), value=-1) if width else inputs
+
+
+def _turn(measuring: Measuring, timed: Timed, inputs: dict[str, Tensor], turn: int) -> dict[str, float]:
+    user = turn % len(timed.shown)
+    raw = fresh(timed.shown, user)
+    found = {"personalise_seconds": _seconds(lambda: _personalised(measuring, timed, raw))}
+    try:
+        for what, values in inputs.items():
+            found[what] = 1e3 * _seconds(lambda values=values: _served(timed, values))
+    except ValueError:  # predicts from who was asked, not from what it is shown (collaborative filtering)
+        return found
+    return found
+
+
+def _personalised(measuring: Measuring, timed: Timed, raw: Group) -> None:
+    timed.method.personalise(measuring.world, timed.fitted, raw, measuring.plan.cost_weight)
+
+
+def _served(timed: Timed, inputs: Tensor) -> None:
+    if len(inputs) == 1:
+        timed.one.serve(inputs)
+    else:
+        for some in inputs.split(timed.count):
+            timed.many.serve(some)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _summary(measuring: Measuring, timed: Timed, taken: dict[str, list[float]], inputs: dict[str, Tensor]) -> dict[str, Any]:
+    raw = fresh(timed.shown, 0)
+    peak = peak_bytes(lambda: _personalised(measuring, timed, raw))
+    served = {what: _spread(values) for what, values in taken.items() if what in inputs}
+    out: dict[str, Any] = {
+        "fit_seconds": timed.fit_seconds,
+        "personalise_seconds": _spread(taken["personalise_seconds"]),
+        "personalise_peak_bytes": peak,
+        "inference_ms": served,
+    }
+    if served:
+        with FlopCounterMode(display=False) as counter:
+            timed.one.serve(inputs["one user, 1 example"])
+        out["flops_per_example"] = counter.get_total_flops()
+    return out
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def peak_bytes(work: Callable[[], None]) -> int:
+    """The most bytes of tensors that ``work`` held at once on the CPU, beyond those that were there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    now = most = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most

@@ -1,0 +1,92 @@
+"""Accuracy against cost over the cost weights of a results folder: hypervolume, and rivals at the cost of one method.
+
+Shapes: K cost weights, U units (:mod:`eval.panel`), R resamples.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.bootstrap import Interval, Values, resampled_means
+from eval.panel import Panel, Rows
+from eval.pareto import WORST_COST, Points, hypervolume, interpolated
+from eval.statistics import Difference, difference
+
+RESAMPLES = 2000
+
+
+def points(panel: Panel, method: str, *beside: Rows) -> list[Points]:
+    """Per seed (of real people: once) ``[B + K, U, 2]``, cost and accuracy: of the rows beside, then of a method's weights.
+
+    Users and seeds that all of them have; empty where a weight is missing or nobody has all.
+    """
+    every = [*beside, *(panel.rows(method, weight) for weight in panel.run.cost_weights)]
+    aligned = panel.align(*every)
+    if not len(aligned[0]):
+        return []
+    both = [np.stack([panel.values(rows, "cost"), panel.values(rows, "accuracy")], -1) for rows in aligned]
+    columns = panel.units(aligned[0], np.stack(both, 1))
+    return [each.transpose(1, 0, 2) for each in columns]
+
+
+def volume(panel: Panel, method: str) -> float | None:
+    """Hypervolume over the cost weights, reference ``(WORST_COST, accuracy of base)``; None without a trade-off or base."""
+    if not panel.run.methods[method].trades:
+        return None
+    per_seed = points(panel, method, panel.rows("base"))
+    if not per_seed:
+        return None
+    means = np.mean([each.mean(1) for each in per_seed], axis=0)
+    return hypervolume(means[1:], (WORST_COST, float(means[0, 1])))
+
+
+def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:
+    """The subject's accuracy less what the rival reaches at the subject's mean cost, both at the run's cost weight.
+
+    A rival with a trade-off has its concave front over the cost weights, with ``base`` among its points (whoever can
+    personalise can also leave it); users are resampled within seeds, means and front computed anew each time. A rival
+    without is compared as it is if it is not dearer.
+
+    Returns:
+        The difference; or words that say why there is none.
+    """
+    mine, base = panel.rows(subject), panel.rows("base")
+    if not panel.run.methods[rival].trades:
+        return _without_trade(panel, mine, panel.rows(rival))
+    if not len(base):
+        return "base was not run"
+    per_seed = points(panel, rival, mine, base)
+    if not per_seed:
+        return "no user was measured at every cost weight"
+    columns = [each.transpose(1, 0, 2).reshape(each.shape[1], -1) for each in per_seed]
+    drawn = resampled_means(columns, RESAMPLES)
+    found = np.array([_lead(means) for means in drawn])
+    low, high = np.percentile(found, [2.5, 97.5])
+    mean = _lead(np.mean([each.mean(0) for each in columns], axis=0))
+    shared = panel.align(mine, base, *(panel.rows(rival, weight) for weight in panel.run.cost_weights))[0]
+    return Difference(Interval(mean, float(low), float(high)), _two_sided(found), *panel.counts(shared))
+
+
+def _lead(means: NDArray[np.float64]) -> float:
+    """From mean points in a row, the subject's first, how much more accurate it is than the others' front at its cost."""
+    place = means.reshape(-1, 2)
+    return float(place[0, 1] - interpolated(place[1:], place[:1, 0])[0])
+
+
+def _two_sided(drawn: Values) -> float:
+    """The p-value that a percentile bootstrap gives for zero."""
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return float(min(1.0, 2 * (1 + tail) / (1 + len(drawn))))
+
+
+def _without_trade(panel: Panel, mine: Rows, other: Rows) -> Difference | str:
+    one, two = panel.align(mine, other)
+    if not len(one):
+        return "no user in common"
+    costs: list[Any] = [panel.mean(one, "cost"), panel.mean(two, "cost")]
+    if costs[1] > costs[0] + 1e-9:
+        return f"dearer: cost {costs[1]:.2f} against {costs[0]:.2f}"
+    found = difference(panel, one, two, "accuracy")
+    assert found is not None
+    return found

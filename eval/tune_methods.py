@@ -1,0 +1,174 @@
+"""Tune the harness's methods on val users: ``python -m eval.tune_methods --env dsa/DigitsResNet-v0 --trials 12``.
+
+Every method with a ``space`` gets the same number of trials: its defaults first, then points of its space that Optuna (extra
+``tune``) proposes. A trial fits the method on train users and personalises val users from what they show; it is worth their
+mean query accuracy, less cost weight times cost for methods that trade. One that is below the median of the earlier ones
+after a fifth of its training ends there. Test users are never asked for anything.
+
+A finished method is written to ``--out`` at once and skipped by later calls with the same trials, space and budget.
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from backbones.artefacts import ArtefactError, cache_key
+from eval.methods import METHODS, method_class
+from eval.methods.base import Method
+from eval.plan import Place, Plan
+from eval.tuned import PACKAGED, env_key, read_tuned, write_tuned
+from eval.val_users import ValUsers
+from eval.world import World
+from meta.arguments import parse_pairs, show_log
+from meta.prepare import folder_of
+
+if TYPE_CHECKING:
+    from eval.tuning import Tuned
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.tune_methods", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", required=True, help="environment id")
+    parser.add_argument("--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="its arguments")
+    parser.add_argument("--methods", help="names, separated by commas (default: all that have something to tune)")
+    parser.add_argument("--trials", type=int, default=12, help="of every method, the defaults included (default: 12)")
+    parser.add_argument(
+        "--val-users", type=int, metavar="N", help="only so many for methods that train the backbone (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of users, model and proposals (default: 0)")
+    parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda (default: 0.1)")
+    parser.add_argument("--num-threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--out", type=Path, default=PACKAGED, help="YAML file to add to (default: the harness's own)")
+    parser.add_argument("--again", action="store_true", help="also methods that are finished")
+    args = parser.parse_args(arguments)
+    for name in ("trials", "val_users", "num_threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Tune, write and print a table."""
+    args = parse(arguments)
+    torch.set_num_threads(args.num_threads)
+    show_log()
+    try:
+        table, failed = tune(args)
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the finished methods are kept, the same command goes on")
+    print("\n".join(table))
+    print(f"\nwritten to {args.out}")
+    if failed:
+        sys.exit(f"error: nothing was found for {', '.join(failed)}; every trial failed, see above.")
+
+
+def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Tune every method that is not finished; the lines of the table, and the methods of which every trial failed.
+
+    Raises:
+        ValueError: for an unknown environment or method, with a suggestion; for an environment without a model, and if no
+            method is left.
+        ImportError: without Optuna, or what a method needs that was asked for by name.
+    """
+    if find_spec("optuna") is None:
+        raise ImportError("tuning needs Optuna: pip install 'dynamic-sparse-adapters[tune]'")
+    kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
+    kinds = wanted(args.methods)
+    key, table, failed = env_key(args.env, kwargs), [], []
+    users = ValUsers(world_of(args.env, kwargs, args.seed), args.cost_weight, args.val_users)
+    for name, kind in kinds.items():
+        search = search_key(kind, args)
+        entry = read_tuned(args.out).get(key, {}).get(name)
+        if entry is not None and entry.get("search") == search and not args.again:
+            print(f"{name}: finished before, skipped (--again tunes it anew).")
+        elif reason := kind().refuses(users.world):
+            print(f"{name}: left out: {reason}")
+            continue
+        else:
+            found = tuned(name, kind, users, args)
+            if not any(trial.whole for trial in found.trials):
+                failed.append(name)
+                continue
+            entry = {**found.entry(), "search": search}
+            write_tuned(args.out, key, name, entry)
+        table.append(row(name, entry))
+    return [*HEAD, *table], failed
+
+
+def tuned(name: str, kind: type[Method], users: ValUsers, args: argparse.Namespace) -> "Tuned":
+    """Run a method's trials, and say meanwhile how long they take."""
+    from eval.tuning import Trial, Tuned, trials_in, trials_of  # needs Optuna
+
+    count = trials_in(kind, args.trials)
+    done: list[Trial] = []
+    with tqdm(total=count, desc=name, unit="trial") as bar:
+        for trial in trials_of(kind, users, args.trials, args.seed):
+            if not done:
+                bar.write(
+                    f"{name}: the first of {count} trials took {trial.seconds:.1f} s, all take up to about "
+                    f"{count * trial.seconds:.0f} s on {len(users.places(kind))} val users."
+                )
+            if trial.failure:
+                bar.write(f"{name}: {trial}")
+            done.append(trial)
+            bar.update()
+    return Tuned(kind, done)
+
+
+def wanted(names: str | None) -> dict[str, type[Method]]:
+    """The methods to tune, by name."""
+    kinds = {}
+    for name in dict.fromkeys(name.strip() for name in names.split(",")) if names else METHODS:
+        try:
+            kinds[name] = method_class(name)
+        except ModuleNotFoundError as error:
+            if names:
+                raise
+            print(f"{name}: left out: {error}")
+    with_space = {name: kind for name, kind in kinds.items() if kind.space}
+    if not with_space:
+        raise ValueError(f"nothing to tune: {', '.join(kinds)} have no space; name other methods, or leave out --methods.")
+    return with_space
+
+
+def world_of(env: str, kwargs: dict[str, Any], seed: int) -> World:
+    """An environment's users and model, without test users."""
+    plan, place = Plan(env, kwargs), Place(seed)
+    arguments = plan.scenario_arguments(place)[1]
+    folder = folder_of(*(str(arguments.get(name)) for name in ("users", "backbone"))) / "methods"
+    return World.of(plan.scenario(place), env, kwargs, seed, folder)
+
+
+def search_key(kind: type[Method], args: argparse.Namespace) -> str:
+    """A hash of all that makes a search of a method what it is; defaults are part of it, entries hold differences from them."""
+    facts = {"trials": args.trials, "seed": args.seed, "space": {k: list(v) for k, v in kind.space.items()}}
+    facts |= {"defaults": kind().settings(), "cost_weight": args.cost_weight if kind.trades else None}
+    return cache_key(**facts, val_users=args.val_users if kind.through_backbone else None)
+
+
+HEAD = (
+    "| method | defaults | tuned | trials | stopped early | failed | settings |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+)
+
+
+def row(name: str, entry: dict[str, Any]) -> str:
+    """A line of the table."""
+    settings = ", ".join(f"{field} {value}" for field, value in entry["settings"].items()) or "defaults"
+    default = "failed" if entry["default_value"] is None else f"{entry['default_value']:.4f}"
+    cells = [default, f"{entry['value']:.4f}", entry["trials"], entry["stopped_early"], entry["failed"], settings]
+    return f"| {name} | {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    main()
