@@ -87,13 +87,13 @@ def _with_intercept(data: Prepared, split: str, penalty: float) -> Tensor:
 def no_covariance(population: Population) -> str | None:
     """Why the items' covariance cannot be had from this population; None: it can."""
     if population.items is None:
-        return f"users of {population.name!r} share no items, so there is nothing whose covariance could be estimated"
+        return f"users of {population.name!r} share no items, so there is nothing whose covariance could be estimated."
     if population.num_classes != 2:
-        return f"labels of {population.name!r} are of {population.num_classes} classes; a Gaussian stands for two, 0 and 1"
+        return f"labels of {population.name!r} are of {population.num_classes} classes; a Gaussian stands for two, 0 and 1."
     labels = sum(len(getattr(user, role)) for user in population.train for role in ROLES)
     if labels < DENSE * len(population.items):
         mean = labels / len(population.items)
-        return f"train users of {population.name!r} gave {mean:.1f} labels per item; covariances need at least {DENSE}"
+        return f"train users of {population.name!r} gave {mean:.1f} labels per item; covariances need at least {DENSE}."
     return None
 
 

@@ -89,10 +89,11 @@ class Panel:
         return [total / np.bincount(place).reshape(-1, *[1] * (values.ndim - 1))]
 
     def mean(self, rows: Rows, measure: str, weight: float | None = None) -> float | None:
-        """Over users, then seeds (of real people: over seeds, then people); None without rows."""
-        if not len(rows):
+        """Over users, then seeds (of real people: over seeds, then people); None without rows or where cells are empty."""
+        values = self.values(rows, measure, weight)
+        if not len(rows) or np.isnan(values).any():
             return None
-        return float(np.mean([each.mean() for each in self.units(rows, self.values(rows, measure, weight))]))
+        return float(np.mean([each.mean() for each in self.units(rows, values)]))
 
     def counts(self, rows: Rows) -> tuple[int, int]:
         """How many users (of all seeds together where seeds redraw them) and how many seeds."""

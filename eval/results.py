@@ -27,7 +27,7 @@ NUMBERS = (
     *("accuracy", "log_likelihood", "examples", "reward", "cost", "active_fraction", "labels", "adaptations"),
     *("trainable", "active", "stored"),
 )
-"""Columns of numbers, NaN in rows that failed."""
+"""Columns of numbers, NaN in rows that failed, and ``active_fraction`` where there is no mask."""
 COLUMNS = (
     *KEY,
     *("group", "status", "mask", "accuracy", "log_likelihood", "examples", "calibration", "reward", "cost"),

@@ -27,6 +27,8 @@ class Spec:
     trades: bool = False
     through_backbone: bool = False
     noise: float = 0.02
+    always: str = ""
+    """The bit of every pathway, for those whose mask never changes."""
 
     def facts(self) -> dict[str, Any]:
         names = ("scope", "labels", "trades", "through_backbone")
@@ -35,12 +37,12 @@ class Spec:
 
 AMORTISED, SEARCHED, STATIC = "mask per user, amortised", "mask per user, by optimisation", "mask per population"
 SPECS = {
-    "base": Spec(0.0, 0.0, "nobody", noise=0.0),
+    "base": Spec(0.0, 0.0, "nobody", noise=0.0, always="0"),
     "joint": Spec(0.05, 0.1, "nobody"),
     "head": Spec(0.1, 0.2),
     "full_finetune": Spec(0.12, 40.0, through_backbone=True),
-    "all_on": Spec(0.2, 1.0),
-    "meta_maml": Spec(0.19, 1.0),
+    "all_on": Spec(0.2, 1.0, always="1"),
+    "meta_maml": Spec(0.19, 1.0, always="1"),
     "best_static": Spec(0.16, 0.8, STATIC, trades=True),
     "gradient_norm": Spec(0.17, 0.7, SEARCHED, trades=True),
     "validation_search": Spec(0.2, 0.5, SEARCHED, labels="all", trades=True),
@@ -127,7 +129,7 @@ def _row(
     grown = spec.gain * (1 - (weight or 0)) * (1.0 if size is None else size / (size + 3))
     noise = spec.noise * rng.normal() if size != 0 else 0.0
     accuracy = float(np.clip(start + grown + noise, 0, 1))
-    mask = "".join(str(int(gate)) for gate in gates) if "mask" in spec.scope else ""
+    mask = "".join(str(int(gate)) for gate in gates) if "mask" in spec.scope else spec.always * len(PATHWAYS)
     active = int(1000 * cost)
     labels = 0 if spec.scope == "nobody" else 60 if spec.labels == "all" else 20
     return {
@@ -139,7 +141,7 @@ def _row(
         "calibration": _calibration(accuracy, 40),
         "reward": accuracy - (0.1 if weight is None else weight) * cost,
         "cost": cost,
-        "active_fraction": float(gates.mean()) if mask else min(1.0, cost),
+        "active_fraction": mask.count("1") / len(PATHWAYS) if mask else None,
         "labels": labels if size is None else size,
         "adaptations": 1,
         "trainable": active,

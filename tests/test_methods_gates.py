@@ -120,12 +120,12 @@ def test_hard_concrete_gates_are_open_as_often_as_the_closed_form_says():
 
 
 def test_hard_concrete_closes_what_hurts_and_opens_what_helps(helped):
-    mask = make_method("hard_concrete", steps=60).fit(helped, 0.1).tensors["mask"]
+    mask = make_method("hard_concrete", steps=40).fit(helped, 0.1).tensors["mask"]
     assert not mask[HURTS] and mask[HELPS]
 
 
 def test_a_higher_cost_weight_never_opens_more(helped):
-    method = make_method("hard_concrete", steps=60)
+    method = make_method("hard_concrete", steps=40)
     masks = [method.fit(helped, weight).tensors["mask"] for weight in (0.0, 0.1, 1.0, 100.0)]
     for lower, higher in pairwise(masks):
         assert (lower | ~higher).all()
@@ -134,7 +134,7 @@ def test_a_higher_cost_weight_never_opens_more(helped):
 
 
 def test_everybody_gets_the_one_mask_and_new_weights_under_it(helped):
-    method = make_method("hard_concrete", steps=60)
+    method = make_method("hard_concrete", steps=40)
     fitted, shown = method.fit(helped, 0.1), helped.group("val", "support")
     predictor = method.personalise(helped, fitted, shown, 0.1)
     assert isinstance(predictor, PathwayPredictor)

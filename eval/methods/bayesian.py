@@ -13,7 +13,7 @@ from eval.methods.searches import MaskSearch, Trials
 if TYPE_CHECKING:
     import optuna
 
-REPEATS = 10
+REPEATS = 4
 """Proposals of masks that are known already, after which a random one is tried instead."""
 
 

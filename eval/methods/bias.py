@@ -41,7 +41,7 @@ class PerChannel(nn.Module):
 
 
 @dataclass(frozen=True)
-class PartsInPlace(FineTuned):
+class Biases(FineTuned):
     """Abstract: every bias is trained, the classifier's too, and scales where the subclass wants them; no matrix is."""
 
     rate: float = 3e-3
@@ -78,7 +78,7 @@ def _open(module: nn.Module, scales: bool) -> None:
 
 
 @dataclass(frozen=True)
-class BitFit(PartsInPlace):
+class BitFit(Biases):
     """Biases and nothing else.
 
     Source: Ben Zaken et al. 2022, "BitFit: Simple parameter-efficient fine-tuning for transformer-based masked
@@ -91,7 +91,7 @@ class BitFit(PartsInPlace):
 
 
 @dataclass(frozen=True)
-class NormAffine(PartsInPlace):
+class NormAffine(Biases):
     """Biases and the scales of normalisations: per output channel of a convolution, per channel of a layer norm.
 
     Source: Frankle et al. 2021, "Training BatchNorm and only BatchNorm: on the expressive power of random features in CNNs".

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from backbones.pathways import Weights
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor, Sizes
 from eval.methods.joint import SharedPredictor, joint_weights
 from eval.methods.pathway import PathwayPredictor
 from eval.methods.readout import Scale, train_readouts
 from eval.world import World
-from meta.inner import MetaInit, adapt
+from meta.inner import user_loss
 from users.batch import Batch
+
+EPSILON = 1e-6
+"""Adam's. Derivatives that are rounding errors must not become whole steps, which would depend on who else is in the batch."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Likeness:
 
     Attributes:
         centre: ``[F]``, train users' mean, from which directions are taken. own: ``[U, F]``, the mean direction of the
-            user's support; the scalar product with it is the mean cosine over the support.
+            user's support, divided by its squared length: the scalar product with a direction is the mean cosine over the
+            support, in units of what it is for support examples themselves.
     """
 
     centre: Tensor
@@ -37,12 +42,13 @@ class Likeness:
     def of(support: Batch, centre: Tensor) -> "Likeness":
         """To the users' support examples."""
         directions = normalize(support.frozen.sites[-1] - centre, dim=-1)
-        return Likeness(centre, (directions * support.weights[..., None]).sum(1))
+        mean = (directions * support.weights[..., None]).sum(1)
+        return Likeness(centre, mean / mean.square().sum(1, keepdim=True).clamp_min(1e-12))
 
     def weights_of(self, features: Tensor, largest: float) -> Tensor:
-        """The personal adapter's weight ``[U, N]`` at features ``[U, N, F]``: ``largest`` x mean cosine, within 0..1."""
-        cosine = (normalize(features - self.centre, dim=-1) @ self.own[..., None])[..., 0]
-        return (largest * cosine).clamp(0, 1)
+        """The personal adapter's weight ``[U, N]``, within 0..``largest``, at features ``[U, N, F]``."""
+        likeness = (normalize(features - self.centre, dim=-1) @ self.own[..., None])[..., 0]
+        return largest * likeness.clamp(0, 1)
 
 
 class DualPredictor(Predictor):
@@ -60,7 +66,7 @@ class DualPredictor(Predictor):
         self.masks = personal.masks
 
     def weights_of(self, asked: Group) -> Tensor:
-        """The personal model's weight at every example, ``[U, N]`` within 0..1; the rest is the joint one's."""
+        """The personal model's weight at every example, ``[U, N]`` within 0..w_max; the rest is the joint one's."""
         return self.likeness.weights_of(asked.batch.frozen.sites[-1], self.largest)
 
     def logits(self, asked: Group) -> Tensor:
@@ -92,25 +98,25 @@ class FedDPA(Method):
     raises the *personal* weight (in the released code it raises the joint one). Not kept: no federation, the joint
     adapters are those of ``joint``; the personal ones take a few gradient steps on the support; all support examples are
     compared instead of five; features are the frozen model's readout, with train users' mean taken away (else everything
-    resembles everything), and a negative mean cosine counts as 0. Outputs are mixed,
+    resembles everything), a negative mean cosine counts as 0, and its unit is the mean cosine between the user's own examples:
+    centred features of different classes point away from each other, so that it is some hundredths even there. Outputs are mixed,
     ``(1 - alpha) * joint logits + alpha * personal logits``, where the paper mixes what the two adapters add to each layer: the
     same for heads and side adapters, and the same up to the nonlinearity of later blocks for inline ones.
 
     Attributes:
         joint_steps, joint_rate: of the joint adapters, see :class:`eval.methods.joint.Joint`.
-        steps, rate: full-batch gradient steps of the personal ones, and their learning rate.
-        largest: w_max, the weight at a mean cosine of 1. Centred features of different classes point away from each other, so
-            that mean cosines are small; values above 1 make up for that, and alpha ends at 1.
+        steps, rate: full-batch steps of Adam for the personal ones, and their learning rate.
+        largest: w_max, reached by examples as much like the user's own as these are like each other.
     """
 
     joint_steps: int = 400
     joint_rate: float = 1e-3
     steps: int = 10
-    rate: float = 0.1
+    rate: float = 3e-3
     largest: float = 0.5
 
     length: ClassVar[str | None] = "steps"
-    space: ClassVar = {"rate": (0.03, 0.1, 0.3, 1.0), "steps": (5, 10, 20), "largest": (0.5, 1.0, 2.0, 4.0)}
+    space: ClassVar = {"rate": (1e-3, 3e-3, 1e-2, 3e-2), "steps": (5, 10, 20, 40), "largest": (0.25, 0.5, 0.75, 1.0)}
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`."""
@@ -121,8 +127,17 @@ class FedDPA(Method):
         """See :meth:`Method.adapt`."""
         shared = {key: tensor for key, tensor in fitted.tensors.items() if key != "centre"}
         joint = SharedPredictor(world, shared, len(shown))
-        count = world.pathways.num_pathways
-        start = MetaInit(shared, torch.full((self.steps, count), self.rate), torch.ones(count, dtype=torch.bool))
-        own = adapt(world.pathways, start, shown.batch, joint.masks)
-        personal = PathwayPredictor(world.pathways, own, joint.masks, start.adapted)
+        own, each = self._personal(world, joint, shown.batch), torch.ones(world.pathways.num_pathways, dtype=torch.bool)
+        personal = PathwayPredictor(world.pathways, own, joint.masks, each)
         return DualPredictor(joint, personal, Likeness.of(shown.batch, fitted.tensors["centre"]), self.largest)
+
+    def _personal(self, world: World, joint: PathwayPredictor, support: Batch) -> Weights:
+        """Every user's weights after some steps from the joint ones; Adam works element by element, so users stay apart."""
+        weights = {key: weight.clone().requires_grad_() for key, weight in joint.weights.items()}
+        optimiser = torch.optim.Adam(weights.values(), lr=self.rate, eps=EPSILON)
+        for _ in range(self.steps):
+            optimiser.zero_grad()
+            with torch.enable_grad():
+                user_loss(world.pathways.logits(support.frozen, weights, joint.masks), support).sum().backward()
+            optimiser.step()
+        return {key: weight.detach() for key, weight in weights.items()}

@@ -22,7 +22,7 @@ from meta.inner import adapt, user_loss
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature of the sigmoid, and to where it is stretched: the values of the paper."""
-EXCHANGE = (0.1, 0.3, 1.0, 3.0)
+EXCHANGE = (0.3, 1.0, 3.0)
 """Multiples of ``penalty`` that are all trained with; val users choose between the masks."""
 
 
@@ -74,7 +74,7 @@ class HardConcrete(Chooser):
     penalty: float = 3.0
     rate: float = 0.1
     steps: int = 100
-    users: int = 16
+    users: int = 8
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`. Facts: the ``penalty`` chosen, and val users' query reward."""

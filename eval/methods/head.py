@@ -76,4 +76,4 @@ def fitted_heads(model: PopulationModel, scale: Scale, shown: Batch, penalty: fl
     known = population_logits(model, shown.frozen)
     found = penalised_logistic(known, features, shown.labels, shown.weights > 0, penalty)
     weight = found[:, :-1] / scale.spread  # now of features as the backbone gives them
-    return Heads(model, weight, found[:, -1:] - scale.centre @ weight)
+    return Heads(model, weight, found[:, -1:] - (scale.centre @ weight)[:, None])

@@ -62,8 +62,8 @@ class Injected(FineTuned):
 
     def tunable(self, world: World, fitted: Fitted) -> Tunable:
         """See :meth:`FineTuned.tunable`."""
-        model = Tunable(world.model)
         with torch.random.fork_rng(devices=[]):
+            model = Tunable(world.model)
             torch.manual_seed(world.generator(type(self).__name__, "start").initial_seed())
             model.backbone = self.inject(model.backbone, self.targets(world.model.backbone))
         model.classifier.bias.requires_grad_(self.head != "nothing")

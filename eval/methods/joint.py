@@ -20,7 +20,7 @@ from eval.world import World
 from meta.inner import measure, user_loss
 from users.batch import Batch
 
-USERS, EXAMPLES = 8, 256
+USERS, EXAMPLES = 8, 64
 """Of a step: train users who are drawn, and at most so many of their examples in each role."""
 TOGETHER = 16
 """Val users who are measured together."""

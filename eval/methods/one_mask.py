@@ -21,8 +21,8 @@ from eval.world import World
 
 PROBABILITIES = 21
 """From 0 to 1, evenly spaced."""
-DRAWS = 2
-"""Masks per train user by which a probability is judged."""
+JUDGED = 2
+"""Draws per train user by which a probability is judged."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class RandomMasks(Chooser):
 
     scope: ClassVar[str] = "mask per population"
     trades: ClassVar[bool] = True
+    draws: ClassVar[int] = 10
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`. Of equally good probabilities the lowest is taken.
@@ -99,8 +100,8 @@ class RandomMasks(Chooser):
         A user's masks for different probabilities come from the same numbers, so that few of them differ.
         """
         scenario, probabilities = world.scenario, np.linspace(0, 1, PROBABILITIES)
-        users = some_train_users(scenario, np.random.default_rng(world.seed)).repeat(DRAWS)
-        drawn = np.stack([_numbers(world, scenario.user_ids[u], n % DRAWS) for n, u in enumerate(users)])
+        users = some_train_users(scenario, np.random.default_rng(world.seed)).repeat(JUDGED)
+        drawn = np.stack([_numbers(world, scenario.user_ids[u], n % JUDGED) for n, u in enumerate(users)])
         rewards = [
             scenario.oracle.evaluate(users, drawn < p, "validation").reward(cost_weight).mean()
             for p in tqdm(probabilities, desc="probability of random masks", unit="probability")

@@ -16,6 +16,7 @@ from torch.nn.functional import layer_norm, one_hot
 from agents.rivals import best_threshold, some_train_users
 from backbones.pathways import Pathways, Weights
 from envs.oracles import Plans
+from envs.statistics import CLIP
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor, Sizes
 from eval.methods.pathway import PathwayPredictor
@@ -45,7 +46,7 @@ class PerPcs(Method):
     the query accuracy of val users.
 
     Attributes:
-        sharers: S at most. top: k at most. temperature: of the softmax.
+        sharers: S at most; those whose adapters diverge share nothing. top: k at most. temperature: of the softmax.
     """
 
     sharers: int = 10
@@ -57,10 +58,14 @@ class PerPcs(Method):
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`: pieces, what is known of them, and the threshold."""
-        chosen = self._sharers(world)
-        roles = [world.data.part("train", role) for role in ("support", "query")]
+        chosen, roles = self._sharers(world), [world.data.part("train", role) for role in ("support", "query")]
         shown = [Batch.joined(*(part.rows(some) for part in roles)) for some in chosen.split(CHUNK)]
-        tensors = {"sharers": chosen, **_pieces(world, shown), **_described(world, shown)}
+        pieces = _pieces(world, shown)
+        sound = torch.stack([piece.flatten(1).isfinite().all(1) for piece in pieces.values()]).all(0)
+        if not sound.any():
+            raise FloatingPointError("the adapters of every sharer diverged; meta-train with a smaller inner_rate.")
+        tensors = {name: tensor[sound] for name, tensor in {"sharers": chosen, **pieces}.items()}
+        tensors |= _described(world, shown, sound)
         return Fitted({**tensors, "threshold": torch.tensor(self._threshold(world, Fitted(tensors)), dtype=torch.float64)})
 
     def _sharers(self, world: World) -> Tensor:
@@ -138,14 +143,14 @@ def _pieces(world: World, shown: Sequence[Batch]) -> dict[str, Tensor]:
     return {f"piece/{key}": torch.cat([weights[key] for weights in found]) for key in found[0]}
 
 
-def _described(world: World, shown: Sequence[Batch]) -> dict[str, Tensor]:
-    """What each pathway reads of each class: the sharers' mean ``centre/p [C, width_p]``, and ``gate/p [S, C, width_p]``.
+def _described(world: World, shown: Sequence[Batch], sound: Tensor) -> dict[str, Tensor]:
+    """What each pathway reads of each class: the ``sound`` sharers' ``centre/p [C, width_p]``, and ``gate/p [S, C, width_p]``.
 
     Gates are what a sharer has beyond the centre, normalised; zero, which scores nothing, for a class that they lack.
     """
     found: dict[str, Tensor] = {}
     for p in range(world.pathways.num_pathways):
-        sums, counts = (torch.cat(parts) for parts in zip(*(_sums(world, batch, p) for batch in shown), strict=True))
+        sums, counts = (torch.cat(parts)[sound] for parts in zip(*(_sums(world, batch, p) for batch in shown), strict=True))
         means, present = sums / counts.clamp_min(1e-12), counts > 0
         centre = (means * present).sum(0) / present.sum(0).clamp_min(1)
         gates = layer_norm((means - centre) * present, means.shape[-1:])
@@ -154,9 +159,9 @@ def _described(world: World, shown: Sequence[Batch]) -> dict[str, Tensor]:
 
 
 def _read(world: World, batch: Batch, p: int) -> Tensor:
-    """What a pathway reads of every example, ``[U, N, width_p]``, in standard deviations of train users' examples."""
+    """What a pathway reads of every example, ``[U, N, width_p]``, in standard deviations of train users' examples, clipped."""
     mean, scale = world.look.of.sites[p]
-    return (world.pathways.pool(p, batch.frozen) - mean) / scale
+    return ((world.pathways.pool(p, batch.frozen) - mean) / scale).clamp(-CLIP, CLIP)
 
 
 def _by_class(world: World, batch: Batch) -> Tensor:

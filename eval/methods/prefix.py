@@ -21,7 +21,8 @@ class Prefix(Injected):
 
     PEFT's own way of handing the prefix over, the argument ``past_key_values`` of a Hugging Face model, does not exist in our
     text backbones, which are chains of blocks; here every attention block reads its part of PEFT's encoder, with the result
-    that PEFT has on Hugging Face's model. Kept: one vector per token and layer for keys and one for values; they start as the
+    that PEFT has on Hugging Face's model, but that texts keep the positions they were trained at (PEFT counts on from the
+    prefix). Kept: one vector per token and layer for keys and one for values; they start as the
     activations of real words (drawn from the vocabulary), not at zero, where all virtual tokens would get the same gradient
     and stay one. Not kept: the network behind the prefix during training. At the start the model is therefore not quite the
     population model: it has read some words before.

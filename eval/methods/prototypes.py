@@ -20,6 +20,7 @@ from users.batch import Batch
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 PRIORS = (0.0, 1.0, 5.0)
 OPTIONS = tuple((strength, prior) for strength in STRENGTHS for prior in PRIORS)
+TEMPERATURES = (1.0, 1.5, 2.0, 4.0, 8.0, 16.0)
 
 
 class NearestMeans(ReadoutPredictor):
@@ -29,17 +30,21 @@ class NearestMeans(ReadoutPredictor):
         model: the population model.
         scale: in which distances are measured.
         means: ``[U, C, F]``, so scaled. own: ``[U, C]`` bool, which of them are the user's own.
-        strength: of the squared distance.
+        strength: of the squared distance. temperature: of the sum.
     """
 
-    def __init__(self, model: PopulationModel, scale: Scale, means: Tensor, own: Tensor, strength: float) -> None:
+    def __init__(
+        self, model: PopulationModel, scale: Scale, means: Tensor, own: Tensor, strength: float, temperature: float
+    ) -> None:
         super().__init__(model)
-        self.scale, self.means, self.own, self.strength = scale, means, own, strength
+        self.scale, self.means, self.own, self.strength, self.temperature = scale, means, own, strength, temperature
 
     def change(self, features: Tensor) -> Tensor:
-        """See :meth:`ReadoutPredictor.change`: ``- strength * ||x - mean||^2`` less what is the same for all classes."""
+        """See :meth:`ReadoutPredictor.change`. Of the squared distance, what is the same for all classes is left out."""
         along = self.scale(features) @ self.means.transpose(1, 2)
-        return self.strength * (2 * along - self.means.square().sum(-1)[:, None])
+        near = 2 * along - self.means.square().sum(-1)[:, None]
+        usual = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
+        return (usual + self.strength * near) / self.temperature - usual
 
     @property
     def sizes(self) -> Sequence[Sizes]:
@@ -54,10 +59,11 @@ class Prototypes(Method):
 
     Source: Snell, Swersky, Zemel 2017, "Prototypical networks for few-shot learning". Kept: a class is the mean of its support
     examples, its logit minus the squared Euclidean distance. Not kept: the embedding is the frozen backbone's instead of one
-    trained for this. Ours: ``logits = population logits - strength * distance^2``, where ``1 / strength`` is the distances'
-    temperature (with a large strength only the distances speak, as in the paper). A user's mean of a class is drawn towards
+    trained for this. Ours: ``logits = (population logits - strength * distance^2) / temperature``; with a large
+    strength only the distances speak, as in the paper. A user's mean of a class is drawn towards
     train users' mean of it as if that were ``prior`` more examples, and is train users' mean where the support lacks the class
-    (their mean of everything, where even they lack it). Strength and prior are chosen on val users.
+    (their mean of everything, where even they lack it). Strength and prior are chosen on val users, by accuracy, then the
+    temperature by likelihood. What cross-fitting adds to the population logits is not divided by it.
     """
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
@@ -72,8 +78,13 @@ class Prototypes(Method):
             return nearest_means(world.model, scale, usual, shown, *option)
 
         strength, prior = best_on_val(world, OPTIONS, predict, "strength and prior of prototypes")
+
+        def tempered(temperature: float, shown: Batch) -> NearestMeans:
+            return nearest_means(world.model, scale, usual, shown, strength, prior, temperature)
+
+        temperature = best_on_val(world, TEMPERATURES, tempered, "temperature of prototypes", by_likelihood=True)
         tensors = {"centre": scale.centre, "spread": scale.spread, "usual": usual}
-        return Fitted(tensors, {"strength": strength, "prior": prior})
+        return Fitted(tensors, {"strength": strength, "prior": prior, "temperature": temperature})
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
         """See :meth:`Method.adapt`."""
@@ -82,14 +93,20 @@ class Prototypes(Method):
 
 
 def nearest_means(
-    model: PopulationModel, scale: Scale, usual: Tensor, shown: Batch, strength: float, prior: float
+    model: PopulationModel,
+    scale: Scale,
+    usual: Tensor,
+    shown: Batch,
+    strength: float,
+    prior: float,
+    temperature: float = 1.0,
 ) -> NearestMeans:
     """Every user's class means from their support and the ``usual`` ones ``[C, F]``."""
     features = scale(shown.frozen.sites[-1])
     counts, sums = _sums(features, shown.labels, (shown.weights > 0).float(), model.num_classes)
     counts = counts[..., None]
     own = (sums + prior * usual) / (counts + prior).clamp_min(1e-12)
-    return NearestMeans(model, scale, torch.where(counts > 0, own, usual), counts[..., 0] > 0, strength)
+    return NearestMeans(model, scale, torch.where(counts > 0, own, usual), counts[..., 0] > 0, strength, temperature)
 
 
 def _sums(features: Tensor, labels: Tensor, present: Tensor, classes: int) -> tuple[Tensor, Tensor]:

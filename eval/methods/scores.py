@@ -113,7 +113,10 @@ class Importance(Thresholded):
         return 2 if self.score == "first_order" else 1
 
     def scores(self, world: World, support: Batch) -> Tensor:
-        """See :meth:`Thresholded.scores`."""
+        """See :meth:`Thresholded.scores`; zero where the inner loop diverged."""
+        return self._scores(world, support).nan_to_num(0.0, 0.0)
+
+    def _scores(self, world: World, support: Batch) -> Tensor:
         pathways = world.pathways
         on = torch.ones(len(support), pathways.num_pathways, dtype=torch.bool)
         weights = adapt(pathways, world.init, support, on)

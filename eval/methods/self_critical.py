@@ -35,8 +35,8 @@ class SelfCritical(Chooser):
     weight times cost. The curriculum (deciding about the last blocks first) and the joint fine-tuning after it are
     left out: adapters come from the meta-initialisation for every method alike.
 
-    As many masks are sampled as PPO samples for the environment; those of the baseline come on top, though most of
-    them are known to the oracle. What is best by val users' query reward is kept, looked at as often as PPO's.
+    As many masks are sampled as PPO samples for the environment; those of the baseline come on top (the oracle
+    answers equal questions once). What is best by val users' query reward is kept, looked at as often as PPO's.
 
     Attributes:
         rate: of Adam. batch: users per step. hidden: width of the hidden layers.

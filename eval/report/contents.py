@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from eval.pareto import WORST_COST
 from eval.report.tables import NONE, Line, Table, figure_text, short
 from eval.summary import KINDS
 
@@ -75,9 +76,10 @@ def main_table(summary: Summary) -> Table:
         row += [short(means["active"]), figure_text(means["labels"], ".0f"), short(means["trainable"])]
         cells[name] = [*row, short(means["stored"], "B")]
     note = (
-        f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the users "
-        "who gain least. Made worse: share of users with a gain below zero. Cost: active parameters, as a share of those "
-        "with every pathway on. Labels: of the user's own. Trainable, active: parameters; stored: bytes per user."
+        f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the "
+        "users who gain least. Made worse: share of users with a gain below zero. Cost: active parameters, as a share of those "
+        "with every pathway on. Labels: of the user's own. Trainable, active: parameters; stored: bytes per user. Means of "
+        "methods with fewer users are of those users; differences are of the users whom both have."
     )
     return Table("Every method", heads, _lines(summary, cells), note)
 
@@ -101,10 +103,10 @@ def mask_table(summary: Summary) -> Table:
             row += [interval_text(method["subject_less"].get(main)), interval_text(method["at_equal_cost"])]
         cells[name] = row
     note = (
-        f"Reward: accuracy less cost weight times cost. Hypervolume over the cost weights {', '.join(weights)}, reference: cost "
-        "1.05, accuracy of base; - without a trade-off. On: share of the pathways; masks: different ones among a seed's "
-        f"users; both, adaptations and differences at cost weight {main}. At {subject}'s cost: the rival's front over the "
-        "cost weights (base among its points), read at that mean cost."
+        f"Reward: accuracy less cost weight times cost. Hypervolume over the cost weights {', '.join(weights)}, reference: "
+        f"cost {WORST_COST:g}, accuracy of base; - without a trade-off. On: share of the pathways; masks: different ones among "
+        f"a seed's users; both, adaptations and differences at cost weight {main}. At {subject}'s cost: the rival's front over "
+        "the cost weights (base among its points), read at that mean cost."
     )
     return Table("Methods that choose pathways", heads, _lines(summary, cells), note)
 
@@ -114,7 +116,7 @@ def curve_table(summary: Summary) -> Table:
     sizes = [str(size) for size in summary["shown"]]
     cells = {}
     for name, method in measured(summary).items():
-        if method["curve"]:
+        if method["curve"] and name != "base":
             row = [figure_text(method["curve"].get(size, {}).get("mean"), "+.3f") for size in sizes]
             whole = method["against"].get("base", {}).get("accuracy", {}).get("mean")
             cells[name] = [titled(name, method, summary), *row, figure_text(whole, "+.3f")]

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eval.report.contents import Summary, flipped, interval_text, measured, tables
-from eval.report.tables import code
+from eval.report.tables import code, figure_text
+from eval.statistics import NO_DIFFERENCE
 from eval.summary import KINDS
 
-SAID = (("above", "above"), ("no difference shown", "no difference shown from"), ("below", "**below**"))
+SAID = (("above", "is above"), (NO_DIFFERENCE, "shows no difference from"), ("below", "is below"))
 Comparisons = Mapping[str, Mapping[str, Any]]
 
 
@@ -22,7 +23,7 @@ def lead(summary: Summary) -> str:
     )
     folds = f" in {summary['folds']} folds" if summary["folds"] else ""
     return (
-        f"{code(summary['env'])} ({summary['population']}): {seeds} seed{'s' * (seeds > 1)}, {users} test users"
+        f"{code(summary['env'])} ({code(summary['population'])}): {seeds} seed{'s' * (seeds > 1)}, {users} test users"
         f"{' in all' * bool(summary['simulated'] and seeds > 1)}{folds}; {unit}. Paired differences with 95 % bootstrap "
         "intervals, one by one; verdicts (above, below, no difference shown) are corrected for the number of comparisons "
         "(sign-flip tests, at equal cost by bootstrap; Holm over the methods of a column, rewards over all cost weights too) "
@@ -48,7 +49,7 @@ def sentences(summary: Summary) -> list[str]:
     found += _by_labels("Accuracy at whatever cost, methods that choose no pathways", subject, dense, _accuracy(subject))
     found += _best_dense(subject, mine, dense)
     found += _spread_sentence(subject, mine)
-    return found + _left_out(summary)
+    return found + _defects(methods) + _left_out(summary)
 
 
 def _reward(weight: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -70,12 +71,12 @@ def _by_labels(what: str, subject: str, methods: Comparisons, ask: Callable[[Map
     for use, words in (("support", what), ("all", f"{what}, with validation labels as well")):
         found = {name: ask(one) for name, one in methods.items() if one["label_use"] == use}
         said = _verdicts({name: one for name, one in found.items() if one is not None})
-        out += [f"{words}: {code(subject)} is {said}."] * bool(said)
+        out += [f"{words}: {code(subject)} {said}."] * bool(said)
     return out
 
 
 def _verdicts(found: Comparisons) -> str:
-    """``above `a` (+0.012), `b` (+0.010); no difference shown from `c` (+0.001)``."""
+    """``is above `a` (+0.012), `b` (+0.010); shows no difference from `c` (+0.001)``."""
     parts = []
     for verdict, words in SAID:
         named = sorted((name for name in found if found[name]["verdict"] == verdict), key=lambda name: -found[name]["mean"])
@@ -104,8 +105,9 @@ def _best_dense(subject: str, mine: Mapping[str, Any], dense: Comparisons) -> li
         return []
     best = min(found, key=lambda name: found[name]["mean"])
     return [
-        f"The best method without masks at equal labels is {code(best)}: {code(subject)} less it {interval_text(found[best])}, with "
-        f"{mine['means']['active_fraction']:.0%} of the pathways on (cost {mine['means']['cost']:.2f} against "
+        f"The best method without masks at equal labels is {code(best)}: {code(subject)} less it is "
+        f"{interval_text(found[best], verdict=False)}, {found[best]['verdict']}, with "
+        f"{figure_text(mine['means']['active_fraction'], '.0%')} of the pathways on (cost {mine['means']['cost']:.2f} against "
         f"{dense[best]['means']['cost']:.2f})."
     ]
 
@@ -116,9 +118,16 @@ def _spread_sentence(subject: str, mine: Mapping[str, Any]) -> list[str]:
         return []
     masks = f" It uses {mine['distinct_masks']:.0f} different masks." if mine["distinct_masks"] else ""
     return [
-        f"{code(subject)} brings {interval_text(over)} over `base`; the tenth of the users who gain least get "
+        f"{code(subject)} brings {interval_text(over, verdict=False)} over `base`; the tenth of the users who gain least get "
         f"{gain['bottom_decile']:+.3f}, {gain['worse']:.0%} are made worse.{masks}"
     ]
+
+
+def _defects(methods: Comparisons) -> list[str]:
+    """Methods that are not ``base`` when they are shown nothing."""
+    started = {name: one["curve"].get("0") for name, one in methods.items()}
+    named = [name for name, one in started.items() if one and max(map(abs, (one["mean"], one["low"], one["high"]))) > 1e-9]
+    return [f"Not equal to `base` without any example, which is a defect: {', '.join(map(code, named))}."] * bool(named)
 
 
 def _left_out(summary: Summary) -> list[str]:

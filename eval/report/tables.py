@@ -61,8 +61,10 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that neither ends a cell nor opens a tag."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
+    """Text that neither ends a cell, nor opens a tag, nor makes a link."""
+    for sign, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("](", "]\\(")):
+        text = text.replace(sign, instead)
+    return " ".join(text.split())
 
 
 def code(text: str) -> str:

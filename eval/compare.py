@@ -1,0 +1,173 @@
+"""Two results folders, paired: ``python -m eval.compare A/ B/``.
+
+For every method, cost weight and number of examples shown that both have: B less A over the users, seeds and folds that both
+have, with 95 % bootstrap intervals; verdicts corrected for all comparisons of a column (:mod:`eval.statistics`).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agents.bootstrap import Values, paired_difference
+from eval.report.tables import Line, Table, code, figure_text
+from eval.results import NONE, Results, ResultsError, read_results
+from eval.statistics import Comparison, Difference, corrected, sign_flip
+
+MEASURES = ("accuracy", "log_likelihood", "reward")
+MANY = 8
+"""So many names are listed, of more their number."""
+Who = tuple[int, int, str]
+"""Seed, fold, user."""
+What = tuple[str, float | None, int]
+"""Method, cost weight, number of examples shown."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Positions of rows in both folders, by what they are of: ``[N]`` each, of the same users in the same order."""
+
+    first: dict[What, list[int]]
+    second: dict[What, list[int]]
+
+
+def positions(results: Results) -> dict[What, dict[Who, int]]:
+    """Where the rows stand that did not fail."""
+    found: dict[What, dict[Who, int]] = {}
+    for at in np.flatnonzero(results.ok).tolist():
+        weight = results["cost_weight"][at]
+        what = (results["method"][at], None if np.isnan(weight) else float(weight), int(results["shown"][at]))
+        who = (int(results["seed"][at]), int(results["fold"][at]), results["user"][at])
+        found.setdefault(what, {})[who] = at
+    return found
+
+
+def check_same_people(first: Results, second: Results) -> None:
+    """Raise :class:`ResultsError` unless both folders are about the same people, as far as can be seen."""
+    for name in ("population", "classes", "simulated", "folds"):
+        one, other = getattr(first.run, name), getattr(second.run, name)
+        if one != other:
+            raise ResultsError(
+                f"{first.folder} and {second.folder} are of different populations and cannot be paired: {name} {one!r} and "
+                f"{other!r}. Compare runs on the same users."
+            )
+    known = {
+        (seed, user): group for seed, user, group in zip(first["seed"].tolist(), first["user"], first["group"], strict=True)
+    }
+    for seed, user, group in zip(second["seed"].tolist(), second["user"], second["group"], strict=True):
+        if known.get((seed, user), group) != group:
+            raise ResultsError(
+                f"{first.folder} and {second.folder} are of different users under the same names and cannot be paired: user "
+                f"{user} of seed {seed} is in group {known[seed, user]!r} and in {group!r}."
+            )
+
+
+def paired(first: Results, second: Results) -> Pairs:
+    """Rows that both folders have. Raises :class:`ResultsError` if there are none."""
+    one, other = positions(first), positions(second)
+    pairs = Pairs({}, {})
+    for what in one:
+        common = [who for who in one[what] if who in other.get(what, {})]
+        if common:
+            pairs.first[what] = [one[what][who] for who in common]
+            pairs.second[what] = [other[what][who] for who in common]
+    if not pairs.first:
+        raise ResultsError(
+            f"{first.folder} and {second.folder} have no row in common: no user was measured by the same method in the same "
+            "seed and fold, at the same cost weight. Run both with the same seeds and methods."
+        )
+    return pairs
+
+
+def differences(first: Results, second: Results, pairs: Pairs, measure: str) -> dict[What, Comparison]:
+    """``second - first`` in a measure; rewards are left out where the folders' cost weights differ."""
+    family: dict[What, Difference | None] = {}
+    for what, at in pairs.first.items():
+        if measure == "reward" and what[1] is None and first.run.cost_weight != second.run.cost_weight:
+            continue
+        values = second[measure][pairs.second[what]] - first[measure][at]
+        each = _units(first, np.array(at), values)
+        interval = paired_difference(each, [np.zeros(len(part)) for part in each])
+        users = len(at) if first.run.simulated else len(each[0])
+        family[what] = Difference(interval, sign_flip(each), users, len(set(first["seed"][at].tolist())))
+    return corrected(family)
+
+
+def _units(results: Results, at: np.ndarray, values: Values) -> list[Values]:
+    """Values per seed; of real people their means over seeds (:mod:`eval.panel`)."""
+    if results.run.simulated:
+        seeds = results["seed"][at]
+        return [values[seeds == seed] for seed in np.unique(seeds)]
+    place = np.unique(results["user"][at].astype(str), return_inverse=True)[1]
+    return [np.bincount(place, values) / np.bincount(place)]
+
+
+def table(first: Results, second: Results, pairs: Pairs) -> Table:
+    """A line per method, cost weight and number of examples shown."""
+    found = {measure: differences(first, second, pairs, measure) for measure in MEASURES}
+    heads = ["method", "cost weight", "examples", "users", "seeds", *MEASURES, "cost"]
+    lines = []
+    for what in sorted(pairs.first, key=lambda what: (what[2] != NONE, list(first.run.methods).index(what[0]), what[1] or 0)):
+        method, weight, shown = what
+        one = found["accuracy"][what]
+        row = [method, figure_text(weight, "g"), "all" if shown == NONE else str(shown), str(one.users), str(one.seeds)]
+        row += [_said(found[measure].get(what)) for measure in MEASURES]
+        cost = np.mean(second["cost"][pairs.second[what]] - first["cost"][pairs.first[what]])
+        lines.append(Line([*row, f"{cost:+.3f}"]))
+    note = (
+        f"{second.folder} less {first.folder}, paired over the users, seeds and folds that both have; 95 % bootstrap "
+        "intervals; verdicts corrected for all comparisons of a column (Holm)."
+    )
+    return Table("Two results folders", heads, lines, note)
+
+
+def _said(found: Comparison | None) -> str:
+    return "-" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {found.verdict}"
+
+
+def only_in_one(first: Results, second: Results) -> list[str]:
+    """Sentences on what one folder has and the other has not."""
+    out = []
+    for here, there in ((first, second), (second, first)):
+        mine, others = positions(here), positions(there)
+        lacking = {
+            "methods": {what[0] for what in mine} - {what[0] for what in others},
+            "seeds": set(here["seed"].tolist()) - set(there["seed"].tolist()),
+            "cost weights": {what[1] for what in mine if what[1] is not None} - {what[1] for what in others},
+            "numbers of examples": {what[2] for what in mine} - {what[2] for what in others},
+            "users": set(here["user"]) - set(there["user"]),
+        }
+        said = [f"{name}: {_listed(values)}" for name, values in lacking.items() if values]
+        rows = sum(len(set(found) - set(others.get(what, {}))) for what, found in mine.items())
+        if rows:
+            out.append(f"Only in {code(str(here.folder))}: {rows} rows" + (f" ({'; '.join(said)})." if said else "."))
+    return out
+
+
+def _listed(values: Iterable[object]) -> str:
+    names = ["all" if value == NONE else str(value) for value in sorted(values, key=lambda value: (str(type(value)), value))]  # type: ignore[type-var]
+    return ", ".join(names) if len(names) <= MANY else f"{len(names)} of them"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", type=Path, metavar="A", help="results folder of python -m eval.run")
+    parser.add_argument("second", type=Path, metavar="B", help="another one of the same population")
+    args = parser.parse_args(arguments)
+    try:
+        first, second = read_results(args.first), read_results(args.second)
+        check_same_people(first, second)
+        said = [table(first, second, paired(first, second)).to_markdown(), *only_in_one(first, second)]
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print("\n\n".join(said))
+
+
+if __name__ == "__main__":
+    main()

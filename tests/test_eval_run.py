@@ -1,0 +1,243 @@
+"""The harness as a command: rows, going on where it stopped, failures, replay."""
+
+import csv
+import json
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from envs import MINIATURES
+from eval import replay
+from eval.group import Group
+from eval.methods import METHODS
+from eval.methods.base import Fitted, Method, Predictor, Unchanged
+from eval.parts import Part
+from eval.results import row_check
+from eval.run import main
+from eval.timing import peak_bytes
+from eval.world import World
+
+ENV = "dsa/DigitsResNet-v0"
+SMALL = [f"{name}:{value}" for name, value in (MINIATURES[ENV] | {"pretrain_epochs": 3}).items()]
+
+
+@dataclass(frozen=True)
+class Brittle(Method):
+    """Cannot take one user, and no more than two at once."""
+
+    calls: ClassVar[list[int]] = []
+
+    def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
+        self.calls.append(len(shown))
+        if len(shown) > 2:
+            raise RuntimeError("not enough memory: you tried to allocate 99 bytes")
+        if "test-3" in shown.ids:
+            raise FloatingPointError("the loss is NaN")
+        return Unchanged(world, len(shown))
+
+
+@pytest.fixture
+def brittle():
+    Brittle.calls.clear()
+    METHODS.register("brittle", Brittle)
+    yield
+    METHODS.unregister("brittle")
+
+
+def arguments(out, *more: str) -> list[str]:
+    kwargs = [word for pair in SMALL for word in ("--env-kwargs", pair)]
+    return ["--env", ENV, *kwargs, "--seeds", "1", "--workers", "1", "--out", str(out), *more]
+
+
+def run(out, methods: str = "base,all_on", *more: str) -> None:
+    shown = [] if "--shown" in more else ["--shown"]
+    main(arguments(out, "--methods", methods, "--no-timing", *shown, *more))
+
+
+def rows(out) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run with a curve."""
+    out = tmp_path_factory.mktemp("runs") / "done"
+    run(out, "base,all_on", "--shown", "0", "1", "30")
+    return out
+
+
+def test_a_run_writes_rows_summary_report_and_curves(done):
+    found = rows(done)
+    whole = [row for row in found if not row["shown"]]
+    assert {row["method"] for row in whole} == {"base", "all_on"}
+    assert len(whole) == 2 * 6 and {row["status"] for row in found} == {"ok"}
+    assert {row["labels"] for row in whole if row["method"] == "all_on"} == {"20"}
+    assert {row["mask"] for row in whole if row["method"] == "all_on"} == {"1" * 7}
+    for name in ("summary.json", "report.html", "results.md"):
+        assert (done / name).stat().st_size > 500
+    assert list((done / "tensorboard").iterdir())
+
+
+def test_without_support_everybody_gets_the_base_model(done):
+    base = {row["user"]: row["log_likelihood"] for row in rows(done) if row["method"] == "base"}
+    none = {row["user"]: row["log_likelihood"] for row in rows(done) if row["shown"] == "0"}
+    assert none == base
+
+
+def test_the_curve_shows_as_many_examples_as_it_says(done):
+    by_size = {row["shown"]: row["labels"] for row in rows(done) if row["method"] == "all_on" and row["shown"]}
+    assert by_size == {"0": "0", "1": "1", "30": "30"}
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_rows(done, tmp_path, monkeypatch):
+    out, whole_add = tmp_path / "stopped", Part.add
+
+    def stop_soon(self, values):
+        if len(self.known) == 8:
+            raise KeyboardInterrupt
+        whole_add(self, values)
+
+    monkeypatch.setattr(Part, "add", stop_soon)
+    with pytest.raises(SystemExit, match="The same command goes on"):
+        run(out, "base,all_on", "--shown", "0", "1", "30")
+    part = out / "parts" / "seed0.csv"
+    assert len(part.read_text().splitlines()) == 1 + 8
+    part.write_text(part.read_text()[:-20])  # as a kill in the middle of a line leaves it
+    monkeypatch.setattr(Part, "add", whole_add)
+    run(out, "base,all_on", "--shown", "0", "1", "30")
+    assert (out / "results.csv").read_text() == (done / "results.csv").read_text()
+
+
+def test_a_finished_run_measures_nothing_again(done, monkeypatch):
+    monkeypatch.setattr(Part, "add", lambda self, values: pytest.fail("a row was measured again"))
+    run(done, "base,all_on", "--shown", "0", "1", "30")
+
+
+def test_a_user_who_fails_is_recorded_and_the_rest_goes_on(brittle, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "dsa"), pytest.raises(SystemExit) as stopped:
+        run(tmp_path, "base,brittle")
+    assert "1 rows failed" in str(stopped.value.code)
+    status = {row["user"]: row["status"] for row in rows(tmp_path) if row["method"] == "brittle"}
+    assert status.pop("test-3") == "failed: the loss is NaN"
+    assert len(status) == 5 and set(status.values()) == {"ok"}
+    assert "brittle failed for user 'test-3': the loss is NaN" in caplog.text
+
+
+def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "dsa"), pytest.raises(SystemExit):
+        run(tmp_path, "base,brittle")
+    assert Brittle.calls[0] == 6 and max(Brittle.calls[1:]) == 3
+    assert "6 users at once need too much memory; going on with half as many" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "bottlenek"], "unknown method 'bottlenek'. Did you mean 'bottleneck'"),
+        (["--methods", "base", "--env-kwargs", "train_user:3"], "Did you mean 'train_users'"),
+        (["--methods", "base", "--seeds", "0"], "seeds must be at least 1"),
+        (["--methods", "base", "--cost-weight", "2"], "a cost weight must be between 0 and 1"),
+        (["--methods", "base", "--curve", "all_on"], "the curve's methods must be among the methods"),
+        (["--methods", "base", "--shown", "-1"], "must be at least 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_made(more, message, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(out, *more))
+    assert message in str(stopped.value.code) and not out.exists()
+
+
+def test_an_unknown_environment_is_refused_with_a_suggestion(tmp_path):
+    with pytest.raises(SystemExit, match=r"Did you mean 'dsa/DigitsResNet-v0'"):
+        main(["--env", "dsa/DigitResNet-v0", "--out", str(tmp_path / "out"), "--methods", "base"])
+
+
+def test_another_run_does_not_write_into_a_results_folder(done, tmp_path):
+    with pytest.raises(SystemExit, match=r"results of another run \(curve, methods, shown differ\)"):
+        run(done, "base")
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="holds files that are no results"):
+        run(tmp_path)
+
+
+def test_results_of_another_version_are_refused(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"format": 0, "plan": {}}))
+    with pytest.raises(SystemExit, match="results of format 0, this version writes 1"):
+        run(tmp_path)
+
+
+def copied(done, tmp_path, change) -> list[str]:
+    """Arguments of replay for a copy of a finished run with some rows changed."""
+    found = rows(done)
+    change(found)
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, found[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    for name in ("plan.json", "run.json"):
+        (tmp_path / name).write_text((done / name).read_text())
+    return [str(tmp_path / "results.csv"), "--sample", "0", "--num-threads", "1"]
+
+
+def test_replay_of_untouched_rows_finds_nothing(done, tmp_path, capsys):
+    replay.main(copied(done, tmp_path, lambda found: None))
+    assert "0 edited" in capsys.readouterr().out
+
+
+def test_replay_names_a_row_edited_by_hand(done, tmp_path, capsys):
+    def flatter(found):
+        found[8]["accuracy"] = "0.99"
+
+    with pytest.raises(SystemExit, match="1 rows do not hold"):
+        replay.main(copied(done, tmp_path, flatter))
+    said = capsys.readouterr().out
+    assert "line 10: edited by hand" in said
+    assert "line 10: seed=0 method=all_on user=test-2 does not reproduce: accuracy 0.99 is now" in said
+
+
+def test_replay_names_a_row_that_was_forged_with_its_check(done, tmp_path, capsys):
+    def forge(found):
+        found[8]["accuracy"] = "0.99"
+        found[8]["check"] = row_check(found[8])
+
+    with pytest.raises(SystemExit, match="1 rows do not hold"):
+        replay.main(copied(done, tmp_path, forge))
+    said = capsys.readouterr().out
+    assert "0 edited" in said and "line 10: seed=0 method=all_on user=test-2 does not reproduce" in said
+
+
+def test_replay_needs_a_results_folder(tmp_path):
+    with pytest.raises(SystemExit, match="has no plan.json"):
+        replay.main([str(tmp_path / "results.csv")])
+
+
+def test_timing_is_measured_side_by_side(tmp_path):
+    main(arguments(tmp_path, "--methods", "base,all_on,full_finetune", "--shown"))
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert list(timing["methods"]) == ["base", "all_on", "full_finetune"]
+    for name, facts in timing["methods"].items():
+        assert len(facts["inference_ms"]) == 3
+        assert all(0 < s["low"] <= s["median"] <= s["high"] for s in facts["inference_ms"].values()), name
+    base, dense = (timing["methods"][name] for name in ("base", "all_on"))
+    assert dense["flops_per_example"] > base["flops_per_example"] > 0
+    assert dense["personalise_peak_bytes"] > 10_000 > base["personalise_peak_bytes"]
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def work():
+        first = torch.zeros(1000, 1000)
+        del first
+        return torch.zeros(1000, 500) + torch.zeros(1000, 500)
+
+    assert 5.9e6 < peak_bytes(work) < 6.2e6
+
+
+def test_workers_of_their_own_measure_the_same(done, tmp_path):
+    out = tmp_path / "two"
+    main([*arguments(out, "--methods", "base,all_on", "--no-timing", "--shown", "0", "1", "30"), "--workers", "2"])
+    assert (out / "results.csv").read_text() == (done / "results.csv").read_text()
