@@ -1,7 +1,8 @@
 """What a run of the harness measures: which methods on which seeds, folds, cost weights, sizes of support and users."""
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -9,7 +10,6 @@ from envs import known_spec
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
 from eval.methods import make_method
 from eval.methods.base import Method
-from eval.tuned import settings_for
 
 BASE = "base"
 
@@ -45,7 +45,7 @@ class Plan:
         shown: sizes of support for the curve, 0 among them; empty for no curve. curve: the methods on it.
         slow_users: test users per fold that methods see which differentiate through a text backbone; slow_seeds: seeds.
         few_shown: sizes of the curve for these.
-        settings: hyperparameters by method that are neither defaults nor tuned.
+        settings: hyperparameters by method that are not its defaults.
     """
 
     env: str
@@ -82,12 +82,13 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
     @staticmethod
     def from_json(facts: Mapping[str, Any]) -> "Plan":
         """The inverse of :meth:`to_json`."""
-        return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+        return Plan(**known)
 
     @property
     def places(self) -> list[Place]:
@@ -101,8 +102,27 @@ class Plan:
         return (self.cost_weight, *(w for w in self.cost_weights if w != self.cost_weight))
 
     def method(self, name: str) -> Method:
-        """A method with its tuned hyperparameters for this environment, or those given."""
-        return make_method(name, **self.settings.get(name, settings_for(self.env, self.env_kwargs, name)))
+        """A method with its hyperparameters."""
+        return make_method(name, **self.settings.get(name, {}))
+
+    def extended(self, more: "Plan") -> "Plan":
+        """This plan and what another one measures beyond it.
+
+        Raises:
+            ValueError: if they differ in what cannot be added: the environment, the main cost weight, a method's settings.
+        """
+        for name in ("env", "env_kwargs", "folds", "cost_weight", "slow_users"):
+            if getattr(self, name) != getattr(more, name):
+                raise ValueError(f"{name} was {getattr(self, name)} and is now {getattr(more, name)}.")
+        for name in {*self.methods} & {*more.methods}:
+            mine, other = self.method(name).settings(), more.method(name).settings()
+            if mine != other:
+                changed = sorted(key for key in mine if mine[key] != other[key])
+                raise ValueError(f"the settings of {name} were others ({', '.join(changed)}).")
+        lists = ("methods", "cost_weights", "shown", "curve", "few_shown")
+        joined = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(more, name)))) for name in lists}
+        most = {name: max(getattr(self, name), getattr(more, name)) for name in ("seeds", "slow_seeds")}
+        return replace(self, **joined, **most, settings={**more.settings, **self.settings})
 
     def jobs(self) -> Iterator[Job]:
         """What is measured at every place, the tables first, then the curve."""

@@ -2,7 +2,8 @@
 
 Fits every method on train users (choices on val users), personalises every test user by it, and writes ``results.csv`` (a row
 per method, seed and user), ``summary.json``, ``report.html``, the tables as ``results.md`` and TensorBoard's event files. The
-same command goes on where it was stopped. Exit code 1: some rows failed, the report says which.
+same command goes on where it was stopped; with further methods or seeds it adds them. Exit code 1: some rows failed, the
+report says which.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from eval.report import write_report
 from eval.results import FORMAT, read_results
 from eval.rows import Measuring
 from eval.timing import time_methods
-from eval.tuned import entry_for
+from eval.tuned import entry_for, settings_for
 from meta.arguments import parse_pairs, show_log
 
 LOG = logging.getLogger("dsa")
@@ -84,6 +85,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         curve=tuple(args.curve.split(",") if args.curve else cheap),
         slow_users=args.slow_users,
         slow_seeds=args.slow_seeds,
+        settings={name: settings_for(args.env, kwargs, name) for name in names},
     )
 
 
@@ -94,26 +96,25 @@ def on_the_curve(name: str) -> bool:
     return name == "lora" or not (searches or kind.through_backbone or kind.labels == "all" or kind.scope == "nobody")
 
 
-def claim(folder: Path, plan: Plan) -> None:
-    """Begin a results folder, or go on with one of the same plan.
+def claim(folder: Path, plan: Plan) -> Plan:
+    """Begin a results folder, or go on with one, to which methods, seeds and sizes may be added; what is to be measured.
 
     Raises:
-        ValueError: if the folder holds results of another plan or another version.
+        ValueError: if the folder holds results of another environment or version, or of methods with other settings.
     """
     path = folder / "plan.json"
-    body = {"format": FORMAT, "plan": json.loads(json.dumps(plan.to_json()))}
     if path.exists():
         found = json.loads(path.read_text())
-        if found.get("format") != FORMAT:
-            raise ValueError(
-                f"{folder} holds results of format {found.get('format')}, this version writes {FORMAT}; choose another --out."
-            )
-        changed = sorted(name for name, value in body["plan"].items() if found["plan"].get(name) != value)
-        if changed:
-            raise ValueError(f"{folder} holds results of another run ({', '.join(changed)} differ); choose another --out.")
+        if (other := found.get("format")) != FORMAT:
+            raise ValueError(f"{folder} holds results of format {other}, this version writes {FORMAT}; choose another --out.")
+        try:
+            plan = Plan.from_json(found["plan"]).extended(plan)
+        except ValueError as error:
+            raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files that are no results; choose another --out.")
-    write_atomically(path, json.dumps(body, indent=1).encode())
+    write_atomically(path, json.dumps({"format": FORMAT, "plan": plan.to_json()}, indent=1).encode())
+    return plan
 
 
 def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["DSA_DATA_ROOT"] = str(args.data_root)
     try:
         plan = read_plan(args)
-        claim(args.out, plan)
+        plan = claim(args.out, plan)
         failed = run(plan, args.out, args.workers, args.timing, shown_command(given))
     except (ValueError, ImportError, OSError, ArtefactError) as error:
         sys.exit(f"error: {error}")

@@ -157,12 +157,28 @@ def test_an_unknown_environment_is_refused_with_a_suggestion(tmp_path):
         main(["--env", "dsa/DigitResNet-v0", "--out", str(tmp_path / "out"), "--methods", "base"])
 
 
+def test_a_method_is_added_to_a_finished_run(done, tmp_path):
+    out = tmp_path / "grows"
+    run(out, "base")
+    before = (out / "results.csv").read_text()
+    run(out, "base,all_on", "--shown", "0", "1", "30")
+    assert (out / "results.csv").read_text() == (done / "results.csv").read_text()
+    assert (out / "results.csv").read_text().startswith(before)
+
+
 def test_another_run_does_not_write_into_a_results_folder(done, tmp_path):
-    with pytest.raises(SystemExit, match=r"results of another run \(curve, methods, shown differ\)"):
-        run(done, "base")
+    with pytest.raises(SystemExit, match=r"results of another run: env_kwargs was .* Choose another --out"):
+        run(done, "base", "--env-kwargs", "rank:3")
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(SystemExit, match="holds files that are no results"):
         run(tmp_path)
+
+
+def test_rows_of_a_method_with_other_settings_are_not_mixed(tmp_path, monkeypatch):
+    run(tmp_path, "base,full_finetune")
+    monkeypatch.setattr("eval.run.settings_for", lambda *args: {"steps": 3} if args[-1] == "full_finetune" else {})
+    with pytest.raises(SystemExit, match=r"the settings of full_finetune were others \(steps\)"):
+        run(tmp_path, "base,full_finetune")
 
 
 def test_results_of_another_version_are_refused(tmp_path):
@@ -212,7 +228,7 @@ def test_replay_names_a_row_that_was_forged_with_its_check(done, tmp_path, capsy
 
 
 def test_replay_needs_a_results_folder(tmp_path):
-    with pytest.raises(SystemExit, match="has no plan.json"):
+    with pytest.raises(SystemExit, match=r"has no plan\.json"):
         replay.main([str(tmp_path / "results.csv")])
 
 

@@ -78,12 +78,6 @@ class AdaLoRA(Injected):
         )
         return AdaLoraModel(backbone, config, ADAPTER)
 
-    def begin(self, model: Tunable, inputs: Tensor, labels: Tensor, offset: Tensor) -> None:
-        """See :meth:`FineTuned.begin`: forget what the last user found important."""
-        tuner: Any = model.backbone
-        tuner.rankallocator.reset_ipt()
-        tuner.peft_config[ADAPTER].rank_pattern = None
-
     def penalty(self, model: Tunable) -> Tensor | float:
         """See :meth:`FineTuned.penalty`: mean of ``||A A^T - I||`` and ``||B^T B - I||`` over modules."""
         found = []

@@ -44,7 +44,7 @@ class PerChannel(nn.Module):
 class Biases(FineTuned):
     """Abstract: every bias is trained, the classifier's too, and scales where the subclass wants them; no matrix is."""
 
-    rate: float = 3e-3
+    rate: float = 1e-2
 
     space: ClassVar = {"rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "steps": (5, 10, 20, 40)}
     scales: ClassVar[bool]

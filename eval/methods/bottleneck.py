@@ -48,7 +48,7 @@ class Bottleneck(Method):
     batch: int = 32
     low_precision: bool = False
 
-    space: ClassVar = {"rate": (3e-4, 1e-3, 3e-3, 1e-2), "rank": (4, 8, 16, 32), "steps": (5, 10, 20, 40)}
+    space: ClassVar = {"rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "rank": (4, 8, 16, 32), "steps": (5, 10, 20, 40)}
     length: ClassVar[str | None] = "steps"
     together: ClassVar[int] = 16
     through_backbone: ClassVar[bool] = True

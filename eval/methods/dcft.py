@@ -67,7 +67,7 @@ class Dcft(FineTuned):
         tile: d, side of the kernel. classifier: whether the classifier is trained as well.
     """
 
-    rate: float = 3e-3
+    rate: float = 1e-2
     tile: int = 8
     classifier: bool = True
 

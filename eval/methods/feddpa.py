@@ -30,7 +30,7 @@ class Likeness:
     """How much U users' own examples resemble others, by the frozen model's readout features.
 
     Attributes:
-        centre: ``[F]``, train users' mean, from which directions are taken. own: ``[U, F]``, the mean direction of the
+        centre: ``[F]``, from which directions are taken. own: ``[U, F]``, the mean direction of the
             user's support, divided by its squared length: the scalar product with a direction is the mean cosine over the
             support, in units of what it is for support examples themselves.
     """
@@ -97,16 +97,17 @@ class FedDPA(Method):
     ``alpha = w_max * mean cosine`` between the example and the user's training examples, with the paper's sign: likeness
     raises the *personal* weight (in the released code it raises the joint one). Not kept: no federation, the joint
     adapters are those of ``joint``; the personal ones take a few gradient steps on the support; all support examples are
-    compared instead of five; features are the frozen model's readout, with train users' mean taken away (else everything
-    resembles everything), a negative mean cosine counts as 0, and its unit is the mean cosine between the user's own examples:
-    centred features of different classes point away from each other, so that it is some hundredths even there. Outputs are mixed,
-    ``(1 - alpha) * joint logits + alpha * personal logits``, where the paper mixes what the two adapters add to each layer: the
-    same for heads and side adapters, and the same up to the nonlinearity of later blocks for inline ones.
+    compared instead of five; features are the frozen model's readout, by default with train users' mean taken away (else
+    everything resembles everything); a negative mean cosine counts as 0; and its unit is the mean cosine among the user's own
+    examples, which is a few hundredths where they are of several classes, whose centred features point away from each other.
+    Outputs are mixed, ``(1 - alpha) * joint logits + alpha * personal logits``, where the paper mixes what the two adapters add
+    to each layer: the same for heads and side adapters, the same up to later blocks' nonlinearity for inline ones.
 
     Attributes:
         joint_steps, joint_rate: of the joint adapters, see :class:`eval.methods.joint.Joint`.
         steps, rate: full-batch steps of Adam for the personal ones, and their learning rate.
         largest: w_max, reached by examples as much like the user's own as these are like each other.
+        centred: whether train users' mean is taken away from features (the paper: no).
     """
 
     joint_steps: int = 400
@@ -114,14 +115,21 @@ class FedDPA(Method):
     steps: int = 10
     rate: float = 3e-3
     largest: float = 0.5
+    centred: bool = True
 
     length: ClassVar[str | None] = "steps"
-    space: ClassVar = {"rate": (1e-3, 3e-3, 1e-2, 3e-2), "steps": (5, 10, 20, 40), "largest": (0.25, 0.5, 0.75, 1.0)}
+    space: ClassVar = {
+        "rate": (1e-3, 3e-3, 1e-2),
+        "steps": (5, 10, 20, 40),
+        "largest": (0.25, 0.5, 0.75, 1.0),
+        "centred": (True, False),
+    }
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`."""
         weights, facts = joint_weights(world, self.joint_steps, self.joint_rate)
-        return Fitted({"centre": Scale.of(train_readouts(world)[0]).centre, **weights}, facts)
+        centre = Scale.of(train_readouts(world)[0]).centre
+        return Fitted({"centre": centre if self.centred else torch.zeros_like(centre), **weights}, facts)
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
         """See :meth:`Method.adapt`."""

@@ -20,7 +20,7 @@ from users.batch import Batch
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 PRIORS = (0.0, 1.0, 5.0)
 OPTIONS = tuple((strength, prior) for strength in STRENGTHS for prior in PRIORS)
-TEMPERATURES = (1.0, 1.5, 2.0, 4.0, 8.0, 16.0)
+TEMPERATURES = (1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class NearestMeans(ReadoutPredictor):
@@ -60,10 +60,10 @@ class Prototypes(Method):
     Source: Snell, Swersky, Zemel 2017, "Prototypical networks for few-shot learning". Kept: a class is the mean of its support
     examples, its logit minus the squared Euclidean distance. Not kept: the embedding is the frozen backbone's instead of one
     trained for this. Ours: ``logits = (population logits - strength * distance^2) / temperature``; with a large
-    strength only the distances speak, as in the paper. A user's mean of a class is drawn towards
-    train users' mean of it as if that were ``prior`` more examples, and is train users' mean where the support lacks the class
-    (their mean of everything, where even they lack it). Strength and prior are chosen on val users, by accuracy, then the
-    temperature by likelihood. What cross-fitting adds to the population logits is not divided by it.
+    strength only the distances speak, as in the paper. A user's mean of a class is drawn towards train users' mean of it as if
+    that were ``prior`` more examples, and is train users' mean where the support lacks the class (their mean of everything,
+    where even they lack it). Strength and prior are chosen on val users, and then the temperature, by accuracy and where that is
+    the same by likelihood: it changes the answers only through what cross-fitting adds to the logits, which it does not divide.
     """
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
@@ -82,7 +82,7 @@ class Prototypes(Method):
         def tempered(temperature: float, shown: Batch) -> NearestMeans:
             return nearest_means(world.model, scale, usual, shown, strength, prior, temperature)
 
-        temperature = best_on_val(world, TEMPERATURES, tempered, "temperature of prototypes", by_likelihood=True)
+        temperature = best_on_val(world, TEMPERATURES, tempered, "temperature of prototypes")
         tensors = {"centre": scale.centre, "spread": scale.spread, "usual": usual}
         return Fitted(tensors, {"strength": strength, "prior": prior, "temperature": temperature})
 

@@ -90,11 +90,7 @@ def train_readouts(world: World, role: str = "support") -> tuple[Tensor, Tensor]
 
 
 def best_on_val(
-    world: World,
-    options: Sequence[Option],
-    predict: Callable[[Option, Batch], ReadoutPredictor],
-    label: str,
-    by_likelihood: bool = False,
+    world: World, options: Sequence[Option], predict: Callable[[Option, Batch], ReadoutPredictor], label: str
 ) -> Option:
     """The option under which val users' query examples are answered best: by accuracy, where equal by likelihood.
 
@@ -103,11 +99,10 @@ def best_on_val(
         options: tried one after the other.
         predict: the option and val users' support to their models.
         label: of the progress bar.
-        by_likelihood: choose by likelihood alone (what does not change the answers, but how sure they are).
     """
     support, query = (world.data.readouts("val", role) for role in ("support", "query"))
     scores = [_score(support, query, partial(predict, option)) for option in tqdm(options, label, unit="option")]
-    return options[max(range(len(options)), key=lambda place: scores[place][1:] if by_likelihood else scores[place])]
+    return options[max(range(len(options)), key=lambda place: scores[place])]
 
 
 def _score(support: Batch, query: Batch, predict: Callable[[Batch], ReadoutPredictor]) -> tuple[float, float]:

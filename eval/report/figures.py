@@ -141,10 +141,9 @@ def gate_rates(summary: Summary) -> Picture | None:
         picture.add(Text(NAMES - 6, y + 17, clipped(f"{group} ({one['rows']})"), "ink", 11.5, "end"))
         for column, rate in enumerate(one["on"]):
             x, said = NAMES + wide * column, f"{group}, {names[column]}: on for {rate:.0%}"
-            picture.add(Box(x, y, wide - 1, step - 1, "grid", 0.5), Box(x, y, wide - 1, step - 1, "masks", rate, said))
+            picture.add(Box(x, y, wide - 1, step - 1, "grid", 0.5), Box(x, y, wide - 1, step - 1, "heat", rate, said))
             if wide >= 20:
-                colour = "on_heat" if rate > 0.6 else "ink"
-                picture.add(Text(x + wide / 2, y + 17, f"{100 * rate:.0f}", colour, 11, "middle"))
+                picture.add(Text(x + wide / 2, y + 17, f"{100 * rate:.0f}", "ink", 11, "middle"))
     picture.add(Text(WIDE - 6, top + step * len(rows) + 17, "share of users with the pathway on, %", "ink", 12, "end"))
     return picture
 

@@ -21,7 +21,7 @@ COLOURS = {
     "user": ("#8a3f8f", "#d79be0"),
     "nobody": ("#6b6b6b", "#b5b5b5"),
     "worse": ("#a81c2c", "#ff7b85"),
-    "on_heat": ("#ffffff", "#0c1620"),
+    "heat": ("#5aa9e0", "#1f5f94"),
 }
 """By name: the colour on a bright page, and on a dark one."""
 Shape = Literal["circle", "square", "triangle", "diamond"]
