@@ -18,8 +18,8 @@ from agents.learning import learn
 from agents.run import RunConfig
 from backbones.artefacts import exists
 from envs.modelled import meta_settings
-from envs.oracles import CachedOracle, LiveOracle
 from envs.scenario import Scenario, forget_scenarios
+from meta.inner import MetaInit
 from meta.masks import sample_masks
 from meta.store import init_facts, save_init
 from meta.trainer import MetaConfig, trainer_for
@@ -48,17 +48,38 @@ def cotrain(config: RunConfig, folder: Path, device: str = "cpu", progress: bool
         if exists(path):
             continue
         scenario = config.scenario(folder, turn - 1)
-        live = scenario.oracle.live if isinstance(scenario.oracle, CachedOracle) else None
-        if not isinstance(live, LiveOracle):
-            raise ValueError(f"co-training needs an environment whose adapters can be meta-trained; {config.env} has none.")
-        half = replace(config, total_timesteps=-(-config.total_timesteps // 2))
-        stage = folder / f"cotrain-{turn}"
-        learn(half, scenario, stage, device=device, progress=progress)
-        own = own_masks(config, scenario, stage / "policy")
-        steps = meta_config(config)
-        trainer = trainer_for(live.data, steps, stage, live.init, mixed(own, steps))
-        save_init(path, trainer.run(), init_facts(live.data))
+        init = take_turn(config, scenario, folder / f"cotrain-{turn}", meta_config(config), device, progress)
+        save_init(path, init, init_facts(scenario.data))
         forget_scenarios()  # the next one has a model and frozen states of its own
+
+
+def take_turn(
+    config: RunConfig, scenario: Scenario, stage: Path, steps: MetaConfig, device: str = "cpu", progress: bool = True
+) -> MetaInit:
+    """One turn: a policy for a scenario's adapters, then these adapters meta-trained on under that policy's masks.
+
+    Only train and val users are looked at. What was begun in ``stage`` is gone on with.
+
+    Args:
+        config: of the run; this policy is trained for half of its ``total_timesteps``.
+        scenario: with the adapters as they stand.
+        stage: folder for the policy and for checkpoints.
+        steps: how and for how long adapters are meta-trained on, see :func:`meta_config`.
+        device: of the policy network.
+        progress: whether to show a bar of the policy's training.
+
+    Returns:
+        From where adapters start now.
+
+    Raises:
+        ValueError: if the scenario has no model to meta-train.
+    """
+    if scenario.data is None or scenario.look is None:
+        raise ValueError(f"co-training needs an environment whose adapters can be meta-trained; {config.env} has none.")
+    half = replace(config, total_timesteps=-(-config.total_timesteps // 2))
+    learn(half, scenario, stage, device=device, progress=progress)
+    own = own_masks(config, scenario, stage / "policy")
+    return trainer_for(scenario.data, steps, stage, scenario.look.of.init, mixed(own, steps)).run()
 
 
 def discard_turns(folder: Path) -> None:

@@ -60,14 +60,16 @@ class Observed:
     Args:
         data: the users.
         embedder, statistics: how they are observed; fitted on train users.
+        lazy: observe users only when somebody asks for them, as is always done where the population is lazy. Else the first
+            question about a user has the whole split observed, all together as without ``lazy``: to the bit the same.
 
     Attributes:
         arrays: by name: ``embeddings`` ``[U, E]`` and ``statistics`` ``[U, P, S]`` float32, and the scores of
-            :data:`SCORES`, ``[U, P]`` float64. Where the population is lazy, :class:`ByUser` arrays.
+            :data:`SCORES`, ``[U, P]`` float64. Where users are observed on demand, :class:`ByUser` arrays.
         known: ``[U]`` bool, who has been observed.
     """
 
-    def __init__(self, data: Prepared, embedder: UserEmbedder, statistics: PathwayStatistics) -> None:
+    def __init__(self, data: Prepared, embedder: UserEmbedder, statistics: PathwayStatistics, lazy: bool = False) -> None:
         self.data, self.embedder, self.of = data, embedder, statistics
         users, pathways = sum(len(getattr(data.population, split)) for split in SPLITS), data.pathways.num_pathways
         self.known = np.zeros(users, dtype=bool)
@@ -77,10 +79,10 @@ class Observed:
             **{name: np.zeros((users, pathways)) for name in SCORES},
         }
         self.arrays: dict[str, Any] = self._found
-        if data.population.lazy:
+        if lazy or data.population.lazy:
             self.arrays = {name: ByUser(array, self.fill) for name, array in self._found.items()}
         else:
-            self._everybody()
+            self.fill(np.arange(users))
 
     def fill(self, users: NDArray[np.int64]) -> None:
         """Observe those of the users at these positions who have not been observed yet."""
@@ -88,16 +90,14 @@ class Observed:
         for split in SPLITS:
             inside = self.data.population.indices(split)
             mine = missing[(missing >= inside.start) & (missing < inside.stop)]
+            if len(mine) and not self.data.population.lazy:
+                raw = self.of.raw(self.data.part(split, "support"))
+                self._write(np.array(inside), self.data.readouts(split, "support"), raw)
+                continue
             for some in np.split(mine, range(TOGETHER, len(mine), TOGETHER)):
                 if len(some):
                     support = self.data.rows(split, "support", torch.from_numpy(some - inside.start))
                     self._write(some, support, self.of.raw(support))
-
-    def _everybody(self) -> None:
-        population = self.data.population
-        for split in SPLITS:
-            raw = self.of.raw(self.data.part(split, "support"))
-            self._write(np.array(population.indices(split)), self.data.readouts(split, "support"), raw)
 
     def _write(self, users: NDArray[np.int64], support: Batch, raw: Raw) -> None:
         self._found["embeddings"][users] = self.embedder.embed(support).numpy()

@@ -19,12 +19,12 @@ from envs.oracles import CachedOracle, LiveOracle, Plans, Users, check_precision
 from envs.scenario import Choose, Scenario
 from envs.single import PathwaySelectionEnv
 from envs.statistics import PathwayStatistics
-from meta.inner import adapt
+from meta.inner import MetaInit, adapt
 from meta.prepare import folder_of, further_arguments, prepared
 from meta.store import init_facts, load_init
 from meta.trainer import MetaConfig, meta_initialisation
 from users.base import SPLITS, Population
-from users.batch import fresh_support
+from users.batch import Prepared, fresh_support
 from users.embedding import DEFAULT, UserEmbedder, check_parts
 from users.kept import MEMORY
 from users.lazy import OnDemand
@@ -147,16 +147,8 @@ def modelled(
     }
     if precision != "float32":
         made_of["precision"] = precision
-    key = cache_key(init=made_of["meta-initialisation"], users=made_of["users"], model=made_of["backbone"], placement=placement)
-    return modelled_scenario(
-        f"{users}-{backbone}",
-        LiveOracle(data, start_of, 512 if data.pathways.pooled else 64, precision),
-        key,
-        folder,
-        seconds,
-        embedding,
-        made_of,
-    )
+    live = _live(data, start_of, precision)
+    return modelled_scenario(f"{users}-{backbone}", live, _key(made_of), folder, seconds, embedding, made_of)
 
 
 modelled.further_arguments = further_arguments  # type: ignore[attr-defined]
@@ -170,6 +162,33 @@ def meta_settings(arguments: Mapping[str, Any]) -> MetaConfig:
     return MetaConfig(steps=known["meta_steps"], users=known["meta_users"], **same)
 
 
+def started_at(scenario: Scenario, init: MetaInit, folder: Path | None) -> Scenario:
+    """The users and splits of a modelled scenario, seen through the same model, their adapters started elsewhere.
+
+    Nobody beyond those splits is looked at, and nothing that the frozen model made of examples is made again.
+
+    Args:
+        scenario: of a population without test users, say.
+        init: where adapters start instead, for the same pathways.
+        folder: see :func:`modelled_scenario`.
+    """
+    assert scenario.look is not None
+    made_of = {**scenario.made_of, "meta-initialisation": hash_tensors(init.tensors())}
+    live = _live(scenario.data, init, made_of.get("precision", "float32"))
+    parts, splits = scenario.look.embedder.parts, tuple(scenario.splits)
+    return modelled_scenario(scenario.name, live, _key(made_of), folder, scenario.seconds, parts, made_of, splits)
+
+
+def _live(data: Prepared, init: MetaInit, precision: str) -> LiveOracle:
+    return LiveOracle(data, init, 512 if data.pathways.pooled else 64, precision)
+
+
+def _key(made_of: Mapping[str, str]) -> str:
+    """A hash of all that determines observations and answers in full precision."""
+    names = {"init": "meta-initialisation", "users": "users", "model": "backbone", "placement": "placement"}
+    return cache_key(**{name: made_of[what] for name, what in names.items()})
+
+
 def modelled_scenario(
     name: str,
     live: LiveOracle,
@@ -178,6 +197,7 @@ def modelled_scenario(
     seconds: Mapping[str, float],
     embedding: Sequence[str] = DEFAULT,
     made_of: Mapping[str, str] | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> Scenario:
     """A scenario over a real model.
 
@@ -190,15 +210,15 @@ def modelled_scenario(
         seconds: what its parts took to make.
         embedding: parts of the user embedding, names from :data:`users.embedding.PARTS`.
         made_of: see :class:`envs.scenario.Scenario`.
+        splits: that the scenario has. If some are left out, users are observed on demand, and those left out by nobody.
     """
     population, pathways = live.population, live.pathways
     shown = SAMPLE if population.lazy else None
     embedder = UserEmbedder.fit(pathways.model, live.data.readouts("train", "support", shown), embedding)
     statistics = PathwayStatistics.fit(pathways, live.init, live.data.part("train", "support", shown))
-    look = Observed(live.data, embedder, statistics)
+    look = Observed(live.data, embedder, statistics, lazy={*splits} < {*SPLITS})
     observed = look.arrays
-    splits = {split: np.array(population.indices(split)) for split in SPLITS}
-    query_of = ~np.isin(np.arange(len(population.users)), splits["train"])
+    query_of = ~np.isin(np.arange(len(population.users)), np.array(population.indices("train")))
     cached = _cached(live, query_of, fingerprint, folder)
 
     def personalise(user: int, choose: Choose) -> Weights:
@@ -212,7 +232,7 @@ def modelled_scenario(
     return Scenario(
         name=name,
         pathways=pathways.names,
-        splits=splits,
+        splits={split: np.array(population.indices(split)) for split in splits},
         user_ids=population.ids,
         user_info=_each(population, lambda info: {k: v for k, v in info.items() if k != "group"}),
         embeddings=observed["embeddings"],

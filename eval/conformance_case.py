@@ -6,7 +6,6 @@ Shapes: U users, N examples per user, C classes.
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from backbones.base import hash_tensors
+from envs.by_user import Observed
 from envs.oracles import Oracle, Plans, Users
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor
@@ -190,17 +190,14 @@ class WithoutTest(Oracle):
 
 
 def with_other_test_users(world: World) -> World:
-    """The same world, had its test users other labels, their examples in another order, and other observations."""
+    """The same world, had its test users other labels and their examples in another order."""
     known, classes = world.data, world.model.num_classes
     population = replace(known.population, test=tuple(_stranger(user, classes) for user in known.population.test))
-    look, test = copy(world.look), np.array(population.indices("test"))
-    look.data = Prepared(world.pathways, population, known.folder, known.kept.limit / 1e9)
-    look.arrays = {name: array.copy() for name, array in world.look.arrays.items()}
-    for array in look.arrays.values():
-        array[test] = 1 - array[test]
+    data = Prepared(world.pathways, population, known.folder, known.kept.limit / 1e9)
+    look = Observed(data, world.look.embedder, world.look.of, lazy=True)
     observed = {name: look.arrays[name] for name in ("embeddings", "statistics")}
     scores = {name: look.arrays[name] for name in world.scenario.scores}
-    scenario = replace(world.scenario, data=look.data, look=look, scores=scores, **observed)
+    scenario = replace(world.scenario, data=data, look=look, scores=scores, **observed)
     return World.of(scenario, world.env, world.kwargs, world.seed, world.folder)
 
 

@@ -131,8 +131,9 @@ def spread(panel: Panel, rows: Rows, base: Rows) -> Spread | None:
     if not len(one):
         return None
     each = panel.units(one, panel.values(one, "accuracy") - panel.values(other, "accuracy"))
+    each = [np.round(gains, 9) for gains in each]  # means over seeds of equal accuracies may differ in their last bit
     lowest = [np.sort(gains)[: -(-len(gains) // 10)].mean() for gains in each]
-    worse = [(gains < -1e-9).mean() for gains in each]
+    worse = [(gains < 0).mean() for gains in each]
     return Spread(float(np.mean(lowest)), float(np.mean(worse)), np.concatenate(each))
 
 

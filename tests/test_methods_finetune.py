@@ -9,10 +9,11 @@ from torch.nn.functional import conv_transpose2d, cross_entropy
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from eval.methods import bottleneck as adapters
+from backbones.inline import InlinePathways
 from eval.methods import make_method
 from eval.methods.base import Fitted
 from eval.methods.bias import PerChannel
+from eval.methods.bottleneck import WithAdapters
 from eval.methods.dcft import Deconvolved
 from eval.methods.finetune import Tunable, adam
 
@@ -63,7 +64,7 @@ def test_users_do_not_matter_to_each_other_and_the_shared_model_stays(name, worl
         apart = personal(world, name, shown.rows(order), batch=8).logits(asked(world, order))
         for row, user in enumerate(order):
             count = len(world.group("val", "query").examples[user])
-            assert torch.allclose(apart[row, :count], together[user, :count], atol=2e-4)
+            assert torch.equal(apart[row, :count], together[user, :count])
     assert world.model.fingerprint() == before
     assert not any(p.requires_grad for p in world.model.parameters())
 
@@ -98,7 +99,7 @@ def test_sizes_count_what_is_each_users_own(name, world):
     if name == "full_finetune":
         assert size.trainable == sum(p.numel() for p in backbone.parameters()) + head
     if name == "bottleneck":
-        assert size.trainable == sum(w * 16 + 16 + 16 * w + w for w in predictor.pathways.widths[:-1]) + head
+        assert size.trainable == sum(w * 16 + 16 + 16 * w + w for w in world.pathways.widths[:-1]) + head
     if name == "bitfit":
         biases = sum(p.numel() for n, p in backbone.named_parameters() if n.endswith("bias"))
         assert size.trainable == biases + world.model.num_classes
@@ -235,46 +236,28 @@ def test_adapters_are_near_the_identity_before_they_are_trained(world):
     assert 0 < moved.max() < 1e-2
 
 
-def test_adapters_do_not_depend_on_where_the_worlds_pathways_are(digits_world, side_world):
-    inline, beside = (personal(w, "bottleneck", uneven(w)).logits(asked(w, range(4))) for w in (digits_world, side_world))
-    assert torch.allclose(inline, beside, atol=1e-4)
+def test_adapters_have_the_form_of_our_inline_pathways(world):
+    pathways = InlinePathways(world.model, rank=3)
+    model = WithAdapters(world.model, 3, torch.Generator().manual_seed(0))
+    weights = {"head.weight": torch.randn(1, *world.model.weight.T.shape), "head.bias": torch.randn(1, world.model.num_classes)}
+    for name, adapter in zip(pathways.names, model.adapters, strict=False):
+        for tensor in adapter.parameters():
+            nn.init.normal_(tensor, 0, 0.2)
+        for part in ("down", "up"):
+            linear = getattr(adapter, part)
+            weights |= {f"{name}.{part}": linear.weight.T[None], f"{name}.{part}_bias": linear.bias[None]}
+    model.classifier.weight.data += weights["head.weight"][0].T
+    model.classifier.bias.data += weights["head.bias"][0]
+    inputs, everything = asked(world).inputs(0), torch.ones(1, pathways.num_pathways, dtype=torch.bool)
+    assert torch.allclose(model(inputs), pathways.forward(inputs[None], weights, everything)[0], atol=1e-4)
 
 
-def test_adapters_trained_side_by_side_are_adam_on_each_users_own_loss(text_world):
-    shown, user = uneven(text_world), 3
-    predictor = personal(text_world, "bottleneck", shown, rate=1e-3)
-    pathways, start = predictor.pathways, personal(text_world, "bottleneck", shown, steps=1, rate=0.0).weights
-    weights = {key: value[user : user + 1].clone().requires_grad_() for key, value in start.items()}
-    optimiser = torch.optim.Adam(weights.values(), lr=1e-3)
-    everything = torch.ones(1, pathways.num_pathways, dtype=torch.bool)
-    for _ in range(3):
-        optimiser.zero_grad()
-        logits = pathways.forward(shown.inputs(user)[None], weights, everything)[0] + shown.offset(user)
-        cross_entropy(logits, shown.labels(user)).backward()
-        optimiser.step()
-    for key, value in weights.items():
-        assert torch.allclose(predictor.weights[key][user], value[0], atol=1e-5), key
-
-
-def test_nothing_below_the_first_adapter_is_run_again(digits_world):
-    shown, calls = digits_world.group("val", "support"), []
-    chosen, pathways = method("bottleneck"), adapters.InlinePathways(digits_world.model, 16)
-    blocks = enumerate(digits_world.model.backbone.blocks)
-    handles = [block.register_forward_hook(lambda *_, i=i: calls.append(i)) for i, block in blocks]
-    chosen._trained(digits_world, pathways, pathways.start(0), shown)
-    for handle in handles:
-        handle.remove()
-    assert calls == [1, 2, 3, 4, 5] * 3
-
-
-def test_users_are_trained_in_smaller_sets_where_memory_is_short(world, monkeypatch):
-    shown = uneven(world)
-    together = personal(world, "bottleneck", shown)
-    monkeypatch.setattr(adapters, "ROOM", 1)
-    assert list(together.method._sets(together.pathways, shown)) == [[0], [1], [2], [3]]
-    alone = personal(world, "bottleneck", shown)
-    for key, value in together.weights.items():
-        assert torch.allclose(alone.weights[key], value, atol=1e-4)
+def test_nothing_below_the_first_adapter_is_differentiated(world):
+    model, seen = method("bottleneck").tunable(world, Fitted()), []
+    for block in model.backbone.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+    model(asked(world).inputs(0))
+    assert seen == [False] + [True] * (len(model.backbone.blocks) - 1)
 
 
 def test_the_classifier_stays_where_it_is_not_trained(world):

@@ -23,7 +23,7 @@ P = 7
 """Pathways of the digits' worlds."""
 SCORED = ("gradient_norm", "relative_gradient", "importance")
 DENSE = ("meta_maml", "meta_fomaml", "meta_anil", "meta_reptile")
-OTHERS = ("best_static", "adapterdrop", "random", "all_on_all_labels", "validation_search", "per_pcs")
+OTHERS = ("best_static", "adapterdrop", "all_on_all_labels", "validation_search", "per_pcs")
 
 
 class Recording(Oracle):
@@ -285,27 +285,6 @@ def test_adapterdrop_drops_what_makes_no_difference(world):
     assert not make_method("adapterdrop").fit(judged, 0.0).tensors["mask"].any()
 
 
-def test_random_masks_have_the_density_that_pays(world):
-    judged, oracle = rewarded(world, lambda users, masks: 1 - (masks.mean(1) - 0.6) ** 2)
-    method = make_method("random")
-    assert 0.45 <= float(method.fit(judged, 0.0).tensors["probability"]) <= 0.75
-    assert (oracle.users, oracle.roles) == ({*world.scenario.users("train").tolist()}, {"validation"})
-    assert float(method.fit(judged, 5.0).tensors["probability"]) == 0
-    everything, _ = rewarded(world, lambda users, masks: masks.mean(1))
-    assert float(method.fit(everything, 0.0).tensors["probability"]) == 1
-
-
-def test_random_masks_are_each_users_own_and_each_draws(world):
-    shown = world.group("train", "support")
-    half = Fitted({"probability": torch.tensor(0.5, dtype=torch.float64)})
-    draws = [make_method("random", draw=n).choose(world, half, shown, 0.1) for n in range(10)]
-    assert all(len(masks.unique(dim=0)) > 5 for masks in draws)
-    assert len({masks.numpy().tobytes() for masks in draws}) == 10
-    assert torch.stack(draws).float().mean() == pytest.approx(0.5, abs=0.06)
-    again = make_method("random", draw=3).choose(world, half, shown.rows([4, 2]), 0.1)
-    assert torch.equal(again, draws[3][[4, 2]])
-
-
 # Dense rivals.
 
 
@@ -417,6 +396,16 @@ def test_a_search_keeps_the_mask_that_its_validation_examples_reward_most(world,
     assert (method.tries(world), found.adaptations) == (2**P, 2**P + 1)
 
 
+def test_of_equally_good_masks_a_search_keeps_the_cheapest(world, monkeypatch):
+    half = torch.full((4,), 0.5)
+    monkeypatch.setattr(all_labels, "measure", lambda *args: (half, half))
+    masks = torch.from_numpy(all_masks(P)[:0:-1].copy())  # all on first, all off left out
+    method = make_method("validation_search")
+    found = method.personalise(world, Fitted({"masks": masks}), shown_to(method, world), 0.0)
+    cheapest = masks[(masks * world.pathways.costs()).sum(1).argmin()]
+    assert torch.equal((found.masks * world.pathways.sizes).sum(1), (cheapest * world.pathways.sizes).sum().expand(4))
+
+
 def test_a_search_among_many_pathways_tries_the_best_static_mask_too(world, monkeypatch):
     monkeypatch.setattr(agents.rivals, "EXHAUSTIVE", 3)
     monkeypatch.setattr(agents.rivals, "SAMPLED", 8)
@@ -488,6 +477,30 @@ def test_labels_tell_who_is_alike(world, fits):
     turned = replace(shown, labels=(shown.labels + 1) % 10)
     scores = [method._assembled(world, fitted, batch)[1] for batch in (shown, turned)]
     assert (scores[0] - scores[1]).abs().min() > 1e-3
+
+
+def test_a_piece_scores_the_mean_likeness_of_what_is_read_to_the_sharers_mean_of_the_same_class(world, fits):
+    fitted, support = fits["per_pcs"][1], world.group("val", "support")
+    users = fitted.tensors["sharers"]
+    sharers = Group.joined(world.group("train", "support", users), world.group("train", "query", users))
+    mean, scale = world.look.of.sites[2]
+
+    def read(group, user):
+        return ((world.pathways.pool(2, group.rows([user]).batch.frozen)[0] - mean) / scale).clamp(-5, 5)
+
+    means = torch.full((len(users), 10, len(mean)), torch.nan)
+    for s in range(len(users)):
+        for label in sharers.labels(s).unique().tolist():
+            means[s, label] = read(sharers, s)[sharers.labels(s) == label].mean(0)
+    centre = means.nanmean(0)
+    found = per_pcs._scores(world, fitted.tensors, support.batch, 2)
+    for s in range(len(users)):
+        each = []
+        for x, label in zip(read(support, 1), support.labels(1).tolist(), strict=True):
+            mine, theirs = x - centre[label], means[s, label] - centre[label]
+            likeness = torch.cosine_similarity(mine - mine.mean(), theirs - theirs.mean(), dim=0) * len(mean) ** 0.5
+            each.append(torch.nan_to_num(likeness))  # a class that the sharer lacks
+        assert float(found[1, s]) == pytest.approx(float(torch.stack(each).mean()), abs=1e-3)
 
 
 def test_the_best_k_pieces_are_averaged_by_the_softmax_of_their_scores(world, fits):

@@ -123,12 +123,16 @@ def luminance(colour):
     return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
 
 
+def _contrast(one, other):
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_text_can_be_told_from_the_paper_in_both_lights(side):
     paper = luminance(COLOURS["paper"][side])
-    for name in set(COLOURS) - {"paper", "grid", "on_heat"}:
-        lighter, darker = sorted([luminance(COLOURS[name][side]), paper], reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, name
+    assert _contrast(luminance(COLOURS["ink"][side]), luminance(COLOURS["heat"][side])) >= 4.5
+    for name in set(COLOURS) - {"paper", "grid", "heat"}:
+        assert _contrast(luminance(COLOURS[name][side]), paper) >= 4.5, name
 
 
 def test_marks_stay_within_their_pictures(summary):
@@ -194,6 +198,8 @@ def test_sentences_say_where_the_subject_wins_ties_and_loses(tmp_path):
     assert re.search(
         r"`ppo` is above `best_static` \(\+0\.\d+\); shows no difference from `gumbel` .*; is below `greedy` \(-", reward
     )
+    dense = next(line for line in said if line.startswith("Accuracy at whatever cost"))
+    assert re.search(r"is above `base` \(\+.*; is below `all_on` \(-", dense)
     assert "validation_search" not in reward  # it sees more labels
     assert any("validation labels as well" in line and "is below `validation_search`" in line for line in said)
     assert any(
@@ -233,6 +239,7 @@ def test_a_run_without_ppo_or_base_or_timing_still_gives_a_report(tmp_path):
     summary = summarise(read_results(write_results(tmp_path, specs, shown=(), timing=False)))
     assert summary["subject"] is None and "`ppo` was not run" in markdown(summary)
     assert set(pictures(summary)) == {"fronts"}
+    assert "None" not in markdown(summary)
     Checked(page(summary))
     json.dumps(summary, allow_nan=False)
 

@@ -19,7 +19,7 @@ def scenario(env_id: str = "dsa/DigitsResNet-v0", **more) -> Scenario:
 
 def world(env_id: str = "dsa/DigitsResNet-v0", folder: Path | None = None, **more) -> World:
     """The same without test users."""
-    return World.of(scenario(env_id, **more), env_id, more, 0, folder or cache_root() / "methods")
+    return World.of(scenario(env_id, **more), env_id, {**MINIATURES[env_id], **more}, 0, folder or cache_root() / "methods")
 
 
 @cache

@@ -36,7 +36,7 @@ _register("joint", joint="Joint")
 _register("feddpa", feddpa="FedDPA")
 _register("pathway", all_on="AllOn")
 _register("meta_learned", meta_maml="MetaMaml", meta_fomaml="MetaFomaml", meta_anil="MetaAnil", meta_reptile="MetaReptile")
-_register("one_mask", best_static="BestStatic", adapterdrop="AdapterDrop", random="RandomMasks")
+_register("one_mask", best_static="BestStatic", adapterdrop="AdapterDrop")
 _register("scores", gradient_norm="GradientNorm", relative_gradient="RelativeGradient", importance="Importance")
 _register("all_labels", all_on_all_labels="AllOnAllLabels", validation_search="ValidationSearch")
 _register("per_pcs", per_pcs="PerPcs")
@@ -46,6 +46,8 @@ _register("self_critical", self_critical="SelfCritical")
 _register("searches", random_search="RandomSearch", greedy="GreedySearch")
 _register("bayesian", bayesian="BayesianSearch")
 _register("ppo", ppo="Gating")
+_register("dealt", random="RandomBits", shuffled="Shuffled")
+_register("cotrained", cotrained="CoTrainedGating", cotrained_static="CoTrainedStatic", cotrained_all_on="CoTrainedAllOn")
 
 
 def method_class(name: str) -> type[Method]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from agents.rivals import EXHAUSTIVE, best_static, candidate_masks
+from backbones.base import hash_tensors
 from eval.group import Group
 from eval.methods.base import Fitted, Predictor
 from eval.methods.pathway import Chooser, PathwayPredictor
@@ -57,13 +58,7 @@ class ValidationSearch(Chooser):
         """See :meth:`Chooser.choose`."""
         support, validation = _parts(shown)
         masks, costs = fitted.tensors["masks"], world.pathways.costs()
-        rewards = torch.empty(len(shown), len(masks), dtype=torch.float64)
-        for m, mask in enumerate(tqdm(masks, desc="search on validation labels", unit="mask")):
-            gates = mask.repeat(len(shown), 1)
-            weights = adapt(world.pathways, world.init, support.batch, gates)
-            accuracy, _ = measure(world.pathways, weights, gates, validation.batch)
-            # Rounded, because shares of hits that are equal may differ in their last bits; then cost decides.
-            rewards[:, m] = accuracy.double().round(decimals=6) - (cost_weight + 1e-9) * (mask * costs).sum()
+        rewards = _accuracies(world, masks, support, validation) - (cost_weight + 1e-9) * (masks.double() @ costs)
         return masks[rewards.argmax(1)]
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
@@ -71,6 +66,30 @@ class ValidationSearch(Chooser):
         masks = self.choose(world, fitted, shown, cost_weight)
         weights = adapt(world.pathways, world.init, _parts(shown)[0].batch, masks)
         return PathwayPredictor(world.pathways, weights, masks, world.init.adapted, self.tries(world) + 1)
+
+
+_LATEST: dict[str, Tensor] = {}
+"""Answers to the latest questions: every cost weight asks the same."""
+REMEMBERED = 32
+"""Questions."""
+
+
+def _accuracies(world: World, masks: Tensor, support: Group, validation: Group) -> Tensor:
+    """Of users adapted under every mask, on their validation examples, ``[U, M]`` double."""
+    told = [t for group in (support, validation) for each in group.examples for t in (each.inputs, each.labels)]
+    question = hash_tensors({"masks": masks, **{str(n): tensor for n, tensor in enumerate(told)}}) + world.scenario.fingerprint
+    if question in _LATEST:
+        return _LATEST[question]
+    found = torch.empty(len(support), len(masks), dtype=torch.float64)
+    for m, mask in enumerate(tqdm(masks, desc="search on validation labels", unit="mask")):
+        gates = mask.repeat(len(support), 1)
+        weights = adapt(world.pathways, world.init, support.batch, gates)
+        accuracy, _ = measure(world.pathways, weights, gates, validation.batch)
+        found[:, m] = accuracy.double().round(decimals=6)  # equal shares of hits may differ in their last bits
+    while len(_LATEST) >= REMEMBERED:
+        del _LATEST[next(iter(_LATEST))]
+    _LATEST[question] = found
+    return found
 
 
 def _usual(world: World) -> np.ndarray:

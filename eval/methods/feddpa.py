@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from backbones.pathways import Weights
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor, Sizes
-from eval.methods.joint import SharedPredictor, joint_weights
+from eval.methods.joint import SharedPredictor, for_all, joint_weights
 from eval.methods.pathway import PathwayPredictor
 from eval.methods.readout import Scale, train_readouts
 from eval.world import World
@@ -135,17 +135,23 @@ class FedDPA(Method):
         """See :meth:`Method.adapt`."""
         shared = {key: tensor for key, tensor in fitted.tensors.items() if key != "centre"}
         joint = SharedPredictor(world, shared, len(shown))
-        own, each = self._personal(world, joint, shown.batch), torch.ones(world.pathways.num_pathways, dtype=torch.bool)
+        # Inline, the network's kinks make much of rounding errors, which differ with the company: one user at a time.
+        everybody = range(len(shown))
+        chunks = [[*everybody]] if world.pathways.pooled else [[user] for user in everybody]
+        parts = [self._personal(world, shared, shown.rows(users).batch) for users in chunks]
+        own = {key: torch.cat([part[key] for part in parts]) for key in shared}
+        each = torch.ones(world.pathways.num_pathways, dtype=torch.bool)
         personal = PathwayPredictor(world.pathways, own, joint.masks, each)
         return DualPredictor(joint, personal, Likeness.of(shown.batch, fitted.tensors["centre"]), self.largest)
 
-    def _personal(self, world: World, joint: PathwayPredictor, support: Batch) -> Weights:
-        """Every user's weights after some steps from the joint ones; Adam works element by element, so users stay apart."""
-        weights = {key: weight.clone().requires_grad_() for key, weight in joint.weights.items()}
+    def _personal(self, world: World, shared: Weights, support: Batch) -> Weights:
+        """Some users' weights after a few steps from the shared ones; Adam works element by element, so users stay apart."""
+        weights = {key: weight.clone().requires_grad_() for key, weight in for_all(shared, len(support)).items()}
+        on = torch.ones(len(support), world.pathways.num_pathways, dtype=torch.bool)
         optimiser = torch.optim.Adam(weights.values(), lr=self.rate, eps=EPSILON)
         for _ in range(self.steps):
             optimiser.zero_grad()
             with torch.enable_grad():
-                user_loss(world.pathways.logits(support.frozen, weights, joint.masks), support).sum().backward()
+                user_loss(world.pathways.logits(support.frozen, weights, on), support).sum().backward()
             optimiser.step()
         return {key: weight.detach() for key, weight in weights.items()}

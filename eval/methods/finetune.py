@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import skip_init
 
 from backbones.base import PopulationModel
 from eval.group import Group
@@ -41,7 +42,7 @@ class Tunable(nn.Module):
     def __init__(self, model: PopulationModel) -> None:
         super().__init__()
         self.backbone = deepcopy(model.backbone)
-        self.classifier = nn.Linear(model.weight.shape[1], model.num_classes)
+        self.classifier = skip_init(nn.Linear, model.weight.shape[1], model.num_classes)  # draws no random numbers
         self.classifier.load_state_dict({"weight": model.weight, "bias": model.bias})
         self.requires_grad_(False)
 

@@ -18,7 +18,7 @@ from eval.methods.readout import ReadoutPredictor, Scale, best_on_val, train_rea
 from eval.world import World
 from users.batch import Batch
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class Heads(ReadoutPredictor):

@@ -1,4 +1,4 @@
-"""One mask, or one probability, for a whole population: ``best_static``, ``adapterdrop``, ``random``.
+"""One mask for a whole population: ``best_static``, ``adapterdrop``.
 
 Chosen by the mean validation reward of train users (a sample where they are very many). Shapes: U users, P pathways.
 """
@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from agents.rivals import best_static, outcome_table, some_train_users
 from envs.oracles import Plans
@@ -75,47 +74,3 @@ class AdapterDrop(OneMask):
 def suffixes(pathways: int) -> Plans:
     """Masks ``[P + 1, P]`` of the last 0, 1, ... P pathways."""
     return np.arange(pathways) >= pathways - np.arange(pathways + 1)[:, None]
-
-
-@dataclass(frozen=True)
-class RandomMasks(Chooser):
-    """Independent bits, all with the one probability that pays best for train users.
-
-    What masks of the right density are worth if nobody looks at the user. (``random`` beside a policy has the policy's mean
-    cost instead: :func:`agents.rivals.random_masks`.)
-
-    Attributes:
-        draw: which of a user's random masks, from 0.
-    """
-
-    draw: int = 0
-
-    scope: ClassVar[str] = "mask per population"
-    trades: ClassVar[bool] = True
-    draws: ClassVar[int] = 10
-
-    def fit(self, world: World, cost_weight: float) -> Fitted:
-        """See :meth:`Method.fit`. Of equally good probabilities the lowest is taken.
-
-        A user's masks for different probabilities come from the same numbers, so that few of them differ.
-        """
-        scenario, probabilities = world.scenario, np.linspace(0, 1, PROBABILITIES)
-        users = some_train_users(scenario, np.random.default_rng(world.seed)).repeat(JUDGED)
-        drawn = np.stack([_numbers(world, scenario.user_ids[u], n % JUDGED) for n, u in enumerate(users)])
-        rewards = [
-            scenario.oracle.evaluate(users, drawn < p, "validation").reward(cost_weight).mean()
-            for p in tqdm(probabilities, desc="probability of random masks", unit="probability")
-        ]
-        scenario.save()
-        return Fitted({"probability": torch.tensor(probabilities[int(np.argmax(rewards))])})
-
-    def choose(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Tensor:
-        """See :meth:`Chooser.choose`."""
-        drawn = torch.stack([torch.from_numpy(_numbers(world, user, self.draw)) for user in shown.ids])
-        return drawn < fitted.tensors["probability"]
-
-
-def _numbers(world: World, user: str, draw: int) -> np.ndarray:
-    """A user's numbers ``[P]`` from [0, 1)."""
-    generator = world.generator(user, "mask", draw)
-    return torch.rand(world.pathways.num_pathways, generator=generator, dtype=torch.float64).numpy()

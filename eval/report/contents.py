@@ -79,7 +79,7 @@ def main_table(summary: Summary) -> Table:
         f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the "
         "users who gain least. Made worse: share of users with a gain below zero. Cost: active parameters, as a share of those "
         "with every pathway on. Labels: of the user's own. Trainable, active: parameters; stored: bytes per user. Means of "
-        "methods with fewer users are of those users; differences are of the users whom both have."
+        "methods with fewer users are of those users; differences (of accuracy) are of the users whom both have."
     )
     return Table("Every method", heads, _lines(summary, cells), note)
 
@@ -105,9 +105,13 @@ def mask_table(summary: Summary) -> Table:
     note = (
         f"Reward: accuracy less cost weight times cost. Hypervolume over the cost weights {', '.join(weights)}, reference: "
         f"cost {WORST_COST:g}, accuracy of base; - without a trade-off. On: share of the pathways; masks: different ones among "
-        f"a seed's users; both, adaptations and differences at cost weight {main}. At {subject}'s cost: the rival's front over "
-        "the cost weights (base among its points), read at that mean cost."
+        f"a seed's users; both, adaptations and differences at cost weight {main}."
     )
+    if subject:
+        note += (
+            f" At {subject}'s cost: the rival's front over the cost weights (base among its points), read at that mean cost; "
+            "a rival without a front as it is, if it is not dearer."
+        )
     return Table("Methods that choose pathways", heads, _lines(summary, cells), note)
 
 

@@ -134,11 +134,11 @@ def gate_rates(summary: Summary) -> Picture | None:
     picture.add(Text(4, 14, "group of users (rows), by pathway", "ink", 12))
     for column, name in enumerate(names):
         x = NAMES + wide * (column + 0.5)
-        height = 74 - 14 * (column % 3 if wide < 7 * max(map(len, names)) else 2)
+        height = 74 - 14 * (column % 3 if wide < 7 * max(map(len, names)) else 0)
         picture.add(Path([(x, height + 4), (x, top - 2)], "grid", 1), Text(x, height, clipped(name, 14), "muted", 11, "middle"))
     for row, (group, one) in enumerate(rows.items()):
         y = top + step * row
-        picture.add(Text(NAMES - 6, y + 17, clipped(f"{group} ({one['rows']})"), "ink", 11.5, "end"))
+        picture.add(Text(NAMES - 6, y + 17, f"{clipped(group, 15)} ({one['rows']})", "ink", 11.5, "end"))
         for column, rate in enumerate(one["on"]):
             x, said = NAMES + wide * column, f"{group}, {names[column]}: on for {rate:.0%}"
             picture.add(Box(x, y, wide - 1, step - 1, "grid", 0.5), Box(x, y, wide - 1, step - 1, "heat", rate, said))

@@ -61,7 +61,7 @@ def _plot(
     title: str, ranges: Mapping[str, Any], said: str, top: float, unit: str, rows: int | None = None
 ) -> tuple[Scale, Picture]:
     """A frame with a scale of ratios that holds all ranges."""
-    low = min(one["low"] for one in ranges.values() if one["low"] > 0) / 1.3
+    low = min((one["low"] for one in ranges.values() if one["low"] > 0), default=1e-6) / 1.3
     high = max(2 * low, 1.15 * max(one["high"] for one in ranges.values()))
     bottom = top + STEP * (rows or len(ranges))
     picture = Picture(title, said, WIDE, bottom + 40)
