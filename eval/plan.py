@@ -87,7 +87,7 @@ class Plan:
     @staticmethod
     def from_json(facts: Mapping[str, Any]) -> "Plan":
         """The inverse of :meth:`to_json`."""
-        known = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+        known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
         return Plan(**known)
 
     @property
@@ -120,7 +120,7 @@ class Plan:
                 changed = sorted(key for key in mine if mine[key] != other[key])
                 raise ValueError(f"the settings of {name} were others ({', '.join(changed)}).")
         lists = ("methods", "cost_weights", "shown", "curve", "few_shown")
-        joined = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(more, name)))) for name in lists}
+        joined: dict[str, Any] = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(more, name)))) for name in lists}
         most = {name: max(getattr(self, name), getattr(more, name)) for name in ("seeds", "slow_seeds")}
         return replace(self, **joined, **most, settings={**more.settings, **self.settings})
 

@@ -6,7 +6,7 @@ Seconds are medians with quartiles; memory is the most that torch held at once b
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -142,7 +142,7 @@ def _turn(measuring: Measuring, timed: Timed, inputs: dict[str, Tensor], turn: i
     found = {"personalise_seconds": _seconds(lambda: _personalised(measuring, timed, raw))}
     try:
         for what, values in inputs.items():
-            found[what] = 1e3 * _seconds(lambda values=values: _served(timed, values))
+            found[what] = 1e3 * _seconds(partial(_served, timed, values))
     except ValueError:  # predicts from who was asked, not from what it is shown (collaborative filtering)
         return found
     return found

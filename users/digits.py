@@ -91,7 +91,8 @@ def digits_population(
         source = _Source(seed, 1 + number, split, pools, tuple(shifts), two_shifts)
         splits[split] = source.lazy(count) if count > MANY else tuple(map(source.user, range(count)))
     fitting = Examples(*pools.pretraining())
-    return Population("digits", 10, **splits, seed=seed, fitting=fitting, simulated=True)
+    train, val, test = (splits[name] for name in ("train", "val", "test"))
+    return Population("digits", 10, train, val, test, seed=seed, fitting=fitting, simulated=True)
 
 
 @dataclass(frozen=True)

@@ -148,12 +148,14 @@ def _population(
     source: _Source, users: dict[str, tuple[str, User | None]], fitting: list[int], folds: torch.Tensor | None, seed: int
 ) -> Population:
     inputs, labels = source.judged.tensors
-    split = {name: tuple(user for of, user in users.values() if of == name and user) for name in ("train", "val", "test")}
+    train, val, test = (tuple(user for of, user in users.values() if of == name and user) for name in ("train", "val", "test"))
     dropped = [name for name, (_, user) in users.items() if user is None]
     return Population(
         "popquorn",
         2,
-        **split,
+        train,
+        val,
+        test,
         seed=seed,
         items=TextItems(tuple(source.texts.values())),
         fitting=Examples(inputs[fitting], labels[fitting]),
