@@ -155,6 +155,8 @@ def test_the_settings_are_those_of_ppo_and_of_the_environments_meta_training(wor
     plain = make_method("ppo")._config(world, "uniform:0:0.3")
     assert replace(config, cotrain=0) == plain and config.cotrain == 1
     assert (steps.steps, steps.users, steps.keep, steps.seed) == (1, 4, "last", 0)  # half of two steps
+    layerwise, _ = make_method("cotrained").settings_in(replace(world, env="dsa/DigitsResNetLayerwise-v0"))
+    assert (layerwise.rules.layerwise, layerwise.rules.rounds) == (True, 1)
     bare = replace(world, kwargs={"placement": "side"})
     assert make_method("cotrained").settings_in(bare)[1].steps == 1000
 
@@ -320,7 +322,7 @@ def test_global_random_numbers_are_left_alone(world, fitted, tmp_path):
     for work in (False, True):
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         if work:
-            tiny("cotrained", meta_steps=1).fit(replace(world, folder=tmp_path), 0.1)
+            tiny("cotrained_all_on", meta_steps=1).fit(replace(world, folder=tmp_path), 0.1)
             tiny("cotrained").choose(world, fitted, world.group("val", "support"), 0.1)
         results.append(drawn())
     assert results[0] == results[1]
@@ -338,10 +340,3 @@ def test_adapters_inline_and_worlds_of_texts(request, kind, names, tmp_path):
         predictor = tiny(name).personalise(world, found, shown, 0.1)
         assert predictor.logits(world.group("val", "query")).isfinite().all()
     assert len([*tmp_path.glob("cotrained-run-*")]) == 1
-
-
-def test_a_layerwise_environment_is_decided_layer_by_layer(world, tmp_path):
-    here = replace(world, env="dsa/DigitsResNetLayerwise-v0", folder=tmp_path)
-    fitted = tiny("cotrained").fit(here, 0.1)
-    assert fitted.facts["rules"]["layerwise"]
-    assert tiny("cotrained").choose(here, fitted, here.group("val", "support"), 0.1).shape == (4, here.pathways.num_pathways)
