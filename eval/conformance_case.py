@@ -203,8 +203,8 @@ def with_other_test_users(world: World) -> World:
 
 def _stranger(user: User, classes: int) -> User:
     """A user of the same name with other labels, of the same examples in another order."""
-    changed = {}
-    for role in ROLES:
-        examples: Examples = getattr(user, role)
-        changed[role] = Examples(examples.inputs.flip(0), (examples.labels + 1) % classes)
-    return replace(user, **changed)
+
+    def other(examples: Examples) -> Examples:
+        return Examples(examples.inputs.flip(0), (examples.labels + 1) % classes)
+
+    return replace(user, support=other(user.support), validation=other(user.validation), query=other(user.query))

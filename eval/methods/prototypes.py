@@ -60,10 +60,10 @@ class Prototypes(Method):
     Source: Snell, Swersky, Zemel 2017, "Prototypical networks for few-shot learning". Kept: a class is the mean of its support
     examples, its logit minus the squared Euclidean distance. Not kept: the embedding is the frozen backbone's instead of one
     trained for this. Ours: ``logits = (population logits - strength * distance^2) / temperature``; with a large
-    strength only the distances speak, as in the paper. A user's mean of a class is drawn towards train users' mean of it as if
-    that were ``prior`` more examples, and is train users' mean where the support lacks the class (their mean of everything,
-    where even they lack it). Strength and prior are chosen on val users, and then the temperature, by accuracy and where that is
-    the same by likelihood: it changes the answers only through what cross-fitting adds to the logits, which it does not divide.
+    strength only the distances speak, as in the paper. A user's mean of a class is drawn towards train users' mean of it as
+    if that were ``prior`` more examples, and is train users' mean where the support lacks the class (their mean of everything,
+    where even they lack it). Strength and prior are chosen on val users, and then the temperature, by accuracy and where that
+    is the same by likelihood: it changes answers only through what cross-fitting adds to the logits, which it does not divide.
     """
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
