@@ -175,6 +175,7 @@ def test_another_run_does_not_write_into_a_results_folder(done, tmp_path):
 
 
 def test_rows_of_a_method_with_other_settings_are_not_mixed(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.run.settings_for", lambda *args: {})
     run(tmp_path, "base,full_finetune")
     monkeypatch.setattr("eval.run.settings_for", lambda *args: {"steps": 3} if args[-1] == "full_finetune" else {})
     with pytest.raises(SystemExit, match=r"the settings of full_finetune were others \(steps\)"):

@@ -8,7 +8,7 @@ import torch
 from tastes import biased, dense, flat_model, population, seen_through
 from torch.nn.functional import cross_entropy, normalize
 
-from agents.simple import NOISES, constants, item_covariance
+from agents.simple import constants, item_covariance
 from backbones.pathways import Frozen, population_logits
 from eval.group import Group
 from eval.methods import joint as joint_module
@@ -69,9 +69,8 @@ def test_users_are_fitted_as_if_alone_and_padding_counts_nothing():
 
 def test_more_examples_are_held_less_by_the_penalty():
     known, features, labels = torch.zeros(1, 40, 2), torch.ones(1, 40, 1), torch.ones(1, 40, dtype=torch.long)
-    present = torch.arange(40) < 40
     few, many = (penalised_logistic(known, features, labels, (torch.arange(40) < n)[None], 1.0) for n in (2, 40))
-    assert present.all() and many[0, 0, 1] > 2 * few[0, 0, 1] > 0
+    assert many[0, 0, 1] > 2 * few[0, 0, 1] > 0
 
 
 def test_without_a_penalty_there_is_no_optimum():
@@ -155,7 +154,6 @@ def test_item_covariance_says_why_it_cannot_be_served(tastes):
     shown = Group.of(tastes.data, "test", "support")
     with pytest.raises(ValueError, match="which item"):
         personalised(tastes, "item_covariance", shown).serve(torch.zeros(len(shown), 1, 1, 4, 4))
-    assert min(NOISES) > 0
 
 
 # Linear heads.
