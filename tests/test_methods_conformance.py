@@ -28,7 +28,7 @@ def cases():
     """World and method. Whoever trains the backbone has no pathways: their placement makes no difference there."""
     for name in METHODS:
         for world in ("digits_world", "side_world", "text_world"):
-            if not (world == "side_world" and trains_backbone(name) or world == "digits_world" and name in SLOW_INLINE):
+            if not ((world == "side_world" and trains_backbone(name)) or (world == "digits_world" and name in SLOW_INLINE)):
                 yield world, name
 
 
