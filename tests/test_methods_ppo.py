@@ -51,7 +51,9 @@ def fitted(world, method):
 def undecided(fitted):
     """The policy as if it had learned to tell users and prices apart, which a single rollout does not teach."""
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in fitted.tensors.items()}
+    tensors = {
+        name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in sorted(fitted.tensors.items())
+    }
     tensors["mlp_extractor.score.4.bias"] = torch.zeros(1)
     return Fitted(tensors, fitted.facts)
 

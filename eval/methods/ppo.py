@@ -19,6 +19,7 @@ from envs.rules import Rules
 from eval.group import Group
 from eval.methods.base import Fitted
 from eval.methods.pathway import Chooser
+from eval.methods.undisturbed import undisturbed
 from eval.world import World
 
 RANGE = "uniform:0:0.3"
@@ -54,7 +55,8 @@ class Gating(Chooser):
         _check(config.rules.weight, cost_weight)
         facts: Mapping[str, Any] = {"config": asdict(config)}
         run = world.folder / f"ppo-run-{cache_key(world=world.scenario.fingerprint, **facts)}"
-        return Fitted(*world.kept("ppo", facts, lambda: _trained(config, world, run)))
+        with undisturbed():
+            return Fitted(*world.kept("ppo", facts, lambda: _trained(config, world, run)))
 
     def _config(self, world: World, cost_weight: float | str) -> RunConfig:
         """The run's settings: the YAML's for that environment."""
@@ -78,7 +80,8 @@ class Gating(Chooser):
         """
         rules = Rules.from_json(fitted.facts["rules"])
         _check(rules.weight, cost_weight)
-        policy = build_policy(fitted.tensors, fitted.facts, world.scenario, "the policy that ppo was fitted to")
+        with undisturbed():  # a network draws its weights before it is given others
+            policy = build_policy(fitted.tensors, fitted.facts, world.scenario, "the policy that ppo was fitted to")
         embeddings, statistics, _ = world.observe(shown.batch)
         seen = replace(world.scenario, embeddings=embeddings.numpy(), statistics=statistics.numpy())
         weight = cost_weight if rules.weight.varies else None
