@@ -34,7 +34,8 @@ FAILURES = (FloatingPointError, ArithmeticError, ValueError, RuntimeError, Memor
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice (torch has no class of its own for that on a CPU)."""
-    return isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
+    said = ("not enough memory", "out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 @dataclass(frozen=True)
