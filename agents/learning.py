@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3 import PPO
@@ -16,6 +17,7 @@ from agents.policies import POLICIES
 from agents.rivals import best_static
 from agents.run import RunConfig
 from backbones.artefacts import exists
+from envs.cost_weights import CostWeight
 from envs.rules import Rules
 from envs.sb3 import PathwaySelectionVecEnv
 from envs.scenario import Scenario
@@ -23,6 +25,13 @@ from meta.curves import room_for_curves
 
 WARM = 1.5
 """Logits of a warm start: every bit of the best static mask with a probability of .82."""
+
+
+def warm_start(scenario: Scenario, weight: CostWeight, seed: int) -> dict[str, Any]:
+    """A policy's arguments with which it begins as the best static mask, at each of a range's weights as that one's."""
+    at = weight.spread()
+    statics = np.stack([best_static(scenario, w, seed) for w in at])
+    return {"start": np.where(statics, WARM, -WARM).tolist(), "start_at": list(at), "initial_logit": 0.0}
 
 
 def learn(
@@ -60,8 +69,7 @@ def learn(
     env.seed(config.seed)
     kwargs = dict(config.policy_kwargs)
     if config.warm_start:
-        static = best_static(scenario, float(np.mean(rules.weight.reported())), config.seed)
-        kwargs |= {"start": [WARM if on else -WARM for on in static], "initial_logit": 0.0}
+        kwargs |= warm_start(scenario, rules.weight, config.seed)
     model = PPO(POLICIES[config.policy], VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=device, **config.ppo)
     if start is not None:
         model.policy.load_state_dict(start.state_dict())

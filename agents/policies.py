@@ -53,6 +53,28 @@ class PathwayFeatures(BaseFeaturesExtractor):
         return torch.cat([*own, common], -1).flatten(1)
 
 
+class Departure(nn.Module):
+    """Learned logits, the same for every user: ``start`` ``[K, P]`` at rising cost weights ``at`` ``[K]``, linear between them.
+
+    One row holds for every weight.
+    """
+
+    at: Tensor
+
+    def __init__(self, start: Tensor, at: Tensor) -> None:
+        super().__init__()
+        self.start = nn.Parameter(start)
+        self.register_buffer("at", at, persistent=False)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """``[B, P]`` for cost weights ``[B]``; beyond the first and the last it is theirs."""
+        if len(self.at) == 1:
+            return self.start.expand(len(weights), -1)
+        right = torch.searchsorted(self.at, weights.contiguous()).clamp(1, len(self.at) - 1)
+        share = (weights - self.at[right - 1]) / (self.at[right] - self.at[right - 1])
+        return torch.lerp(self.start[right - 1], self.start[right], share.clamp(0, 1)[:, None])
+
+
 class PathwayScorer(nn.Module):
     """One small network scores every pathway, so that it serves any number of them; another one values the user.
 
@@ -60,14 +82,18 @@ class PathwayScorer(nn.Module):
         pathways: P. width: of one pathway's features. own: how many of them come first and are the pathway's own.
         hidden: width of both networks' two hidden layers.
         by_turn: give the logit of the pathway whose turn it is (the last of its own features) instead of all.
+        departure: what is added to the logits; None: nothing.
     """
 
-    def __init__(self, pathways: int, width: int, own: int, hidden: int, by_turn: bool) -> None:
+    def __init__(
+        self, pathways: int, width: int, own: int, hidden: int, by_turn: bool, departure: Departure | None = None
+    ) -> None:
         super().__init__()
         self.pathways, self.own, self.by_turn = pathways, own, by_turn
         self.latent_dim_pi, self.latent_dim_vf = 1 if by_turn else pathways, hidden
         self.score = nn.Sequential(*create_mlp(width, 1, [hidden, hidden], nn.Tanh))
         self.value = nn.Sequential(*create_mlp(width - own, hidden, [hidden], nn.Tanh), nn.Tanh())
+        self.departure = departure
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, P]`` and what the value is read from ``[B, hidden]``."""
@@ -77,23 +103,13 @@ class PathwayScorer(nn.Module):
         """Logits ``[B, P]``, or ``[B, 1]`` by turn."""
         each = features.unflatten(1, (self.pathways, -1))
         logits = self.score(each)[..., 0]
+        if self.departure is not None:
+            logits = logits + self.departure(each[:, 0, -1] / WEIGHT_SCALE)  # read by one that varies with it only
         return (logits * each[..., self.own - 1]).sum(1, keepdim=True) if self.by_turn else logits
 
     def forward_critic(self, features: Tensor) -> Tensor:
         """``[B, hidden]`` from what is the same for all pathways: embedding, mean, maximum and cost weight."""
         return self.value(features.unflatten(1, (self.pathways, -1))[:, 0, self.own :])
-
-
-class Departure(nn.Module):
-    """Adds learned logits ``[P]``, the same for every user."""
-
-    def __init__(self, start: Sequence[float]) -> None:
-        super().__init__()
-        self.start = nn.Parameter(torch.tensor(start))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """``[B, P]``."""
-        return logits + self.start
 
 
 class GatingPolicy(MultiInputActorCriticPolicy):
@@ -107,7 +123,9 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         hidden: width of the hidden layers.
         initial_logit: where every pathway's logit starts; below zero, training starts with few pathways on, and those
             that make no difference stay off.
-        start: ``[P]`` logits to which the scorer's are added, learned along: a mask to depart from; None for none.
+        start: ``[P]`` logits to which the scorer's are added, learned along: a mask to depart from; None for none. Where the
+            cost weight varies ``[K, P]``, a mask for each of some weights.
+        start_at: these weights ``[K]``, rising.
         max_active: an exact budget, see :class:`agents.budget.AtMost`; None for none. May be set later as well.
 
     Where the observation has a ``turn``, the one bit asked for is that pathway's (the last feature of its own).
@@ -118,11 +136,13 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         *args: Any,
         hidden: int = 128,
         initial_logit: float = 0.0,
-        start: Sequence[float] | None = None,
+        start: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        start_at: Sequence[float] = (0.0,),
         max_active: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.hidden, self.initial_logit, self.start, self.max_active = hidden, initial_logit, start, max_active
+        self.start_at = start_at
         super().__init__(*args, **{**kwargs, "features_extractor_class": PathwayFeatures})
         if "turn" in self.observation_space.spaces:  # type: ignore[attr-defined]
             for name, value in (("max_active", max_active), ("start", start)):
@@ -140,12 +160,21 @@ class GatingPolicy(MultiInputActorCriticPolicy):
         assert isinstance(features, PathwayFeatures)
         pathways, width = features.shape
         by_turn = "turn" in self.observation_space.spaces  # type: ignore[attr-defined]
-        self.mlp_extractor = PathwayScorer(pathways, width, features.own, self.hidden, by_turn)  # type: ignore[assignment]
+        departure = None if self.start is None else self._departure(self.start)
+        scorer = PathwayScorer(pathways, width, features.own, self.hidden, by_turn, departure)
+        self.mlp_extractor = scorer  # type: ignore[assignment]
+
+    def _departure(self, start: Any) -> Departure:
+        rows, at = torch.atleast_2d(torch.tensor(start)), torch.tensor(self.start_at)
+        if len(rows) != len(at) or (at.diff() <= 0).any():
+            raise ValueError(f"start has {len(rows)} rows, start_at {self.start_at}: give one rising cost weight for each row.")
+        if len(at) > 1 and "cost_weight" not in self.observation_space.spaces:  # type: ignore[attr-defined]
+            raise ValueError("start has a mask per cost weight, but observations show none; give one mask, or vary the weight.")
+        return Departure(rows, at)
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
-        # The scorer's output already is one logit per pathway.
-        self.action_net = nn.Identity() if self.start is None else Departure(self.start)  # type: ignore[assignment]
+        self.action_net = nn.Identity()  # type: ignore[assignment]  # the scorer's output already is one logit per pathway
         assert isinstance(self.mlp_extractor, PathwayScorer)
         last = self.mlp_extractor.score[-1]
         assert isinstance(last, nn.Linear)

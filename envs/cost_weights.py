@@ -66,3 +66,9 @@ class CostWeight:
             return (self.low,)
         inside = tuple(weight for weight in REPORTED if self.low <= weight <= self.high)
         return inside or (self.low, (self.low + self.high) / 2, self.high)
+
+    def spread(self) -> tuple[float, ...]:
+        """The one, or some from the whole range, denser where it is low: a little weight already changes the best mask."""
+        if not self.varies:
+            return (self.low,)
+        return tuple(self.low + (self.high - self.low) * share for share in (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1))

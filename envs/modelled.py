@@ -81,7 +81,7 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``placement`` (``"side"``), ``rank`` (16);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1),
       ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on`` (0.2), ``resample`` (True),
-      ``neutral`` (False), ``keep`` (``"best"``): see :class:`meta.trainer.MetaConfig`;
+      ``neutral`` (False), ``keep`` (``"best"``), ``shrink`` (True): see :class:`meta.trainer.MetaConfig`;
     * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`;
     * ``init`` (None): a saved meta-initialisation to start from (its path without suffix, see :func:`meta.store.save_init`)
       instead of learning one; the arguments of meta-training then count for nothing;
@@ -116,6 +116,7 @@ def modelled(
     resample: bool = True,
     neutral: bool = False,
     keep: str = "best",
+    shrink: bool = True,
     embedding: Sequence[str] = DEFAULT,
     init: str | None = None,
     memory: float = MEMORY,

@@ -55,7 +55,7 @@ def register_all() -> None:
     small = {"meta_steps": 2, "meta_users": 4}
     few = {"train_users": 12, "val_users": 4, "test_users": 6, "pretrain_epochs": 1}
     digits = {"users": "digits", "backbone": "resnet-small"}
-    inline: dict[str, Any] = {"placement": "inline", "outer_rate": 1e-2, "resample": False, "keep": "last"}
+    inline: dict[str, Any] = {"placement": "inline", "outer_rate": 1e-2, "resample": False, "keep": "last", "shrink": False}
     inline |= {**digits, "miniature": small | few}
     register("dsa/DigitsResNet-v0", **inline, entry_point="envs.digits:DigitsResNetEnv")
     register("dsa/DigitsResNetLayerwise-v0", **inline, entry_point="envs.digits:DigitsResNetLayerwiseEnv", layerwise=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backbones.pathways import Pathways, Weights
-from users.batch import Batch
+from users.batch import Batch, Rows
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,14 @@ class MetaInit:
         rates: ``[K, P]`` inner learning rates per step and pathway.
         adapted: ``[P]`` bool, the pathways that the inner loop changes (ANIL: the head alone); the others are used
             at their shared weights.
+        prior: how many examples the start counts for: the inner loss of a user with n is weighted n / (n + prior), see
+            :mod:`meta.shrinkage`.
     """
 
     weights: Weights
     rates: Tensor
     adapted: Tensor
+    prior: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -34,13 +37,20 @@ class MetaInit:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as one flat dict, for saving and hashing."""
-        return {"rates": self.rates, "adapted": self.adapted, **{f"weights/{k}": w for k, w in self.weights.items()}}
+        prior = {"prior": torch.tensor(self.prior)} if self.prior else {}
+        weights = {f"weights/{k}": w for k, w in self.weights.items()}
+        return {"rates": self.rates, "adapted": self.adapted, **prior, **weights}
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> "MetaInit":
         """The inverse of :meth:`tensors`."""
         weights = {k.removeprefix("weights/"): w for k, w in tensors.items() if k.startswith("weights/")}
-        return MetaInit(weights, tensors["rates"], tensors["adapted"])
+        return MetaInit(weights, tensors["rates"], tensors["adapted"], float(tensors.get("prior", 0.0)))
+
+    def trust(self, batch: Batch) -> Tensor:
+        """By how much users' inner losses on a batch are weighted, ``[U]`` in 0..1."""
+        counts = (batch.weights > 0).sum(1).float()
+        return counts / (counts + self.prior).clamp_min(1)
 
 
 def user_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -83,10 +93,12 @@ def adapt(
     owners = {key: p for p in moving for key in pathways.keys[p]}
     if not owners:
         return weights
+    trust = init.trust(support)
     for step in range(init.steps):
         with torch.enable_grad():
             current = {k: weights[k] if meta else weights[k].detach().requires_grad_() for k in owners}
-            loss = user_loss(pathways.logits(support.frozen, weights | current, gates), support).sum()
+            losses = user_loss(pathways.logits(support.frozen, weights | current, gates), support)
+            loss = (losses * trust).sum()
             gradients = torch.autograd.grad(loss, list(current.values()), create_graph=second_order)
         with torch.set_grad_enabled(meta):
             for (key, p), gradient in zip(owners.items(), gradients, strict=True):
@@ -102,3 +114,20 @@ def measure(pathways: Pathways, weights: Weights, gates: Tensor, batch: Batch) -
     hits = (logits.argmax(-1) == batch.labels) * weights_of
     wide = torch.promote_types(logits.dtype, torch.float32)  # a share of hits does not fit into bfloat16
     return (hits.sum(1) / weights_of.sum(1)).to(wide), user_loss(logits, batch)
+
+
+def adapted(
+    pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor, chunk: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Each user's query accuracy and loss, ``[U]`` each, after adaptation with their own row of ``gates [U, P]``."""
+    found = []
+    for users in torch.arange(len(support)).split(chunk):
+        weights = adapt(pathways, init, support.rows(users), gates[users])
+        found.append(measure(pathways, weights, gates[users], query.rows(users)))
+    accuracy, loss = zip(*found, strict=True)
+    return torch.cat(accuracy), torch.cat(loss)
+
+
+def adapted_accuracy(pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor) -> Tensor:
+    """The accuracies of :func:`adapted`."""
+    return adapted(pathways, init, support, query, gates)[0]

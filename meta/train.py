@@ -20,11 +20,11 @@ from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.curves import room_for_curves
-from meta.inner import MetaInit
+from meta.inner import MetaInit, adapted_accuracy
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS
 from meta.prepare import folder_of, further_arguments, prepared
-from meta.trainer import KEEP, MetaConfig, adapted_accuracy, meta_initialisation
+from meta.trainer import KEEP, MetaConfig, meta_initialisation
 from users.batch import Prepared
 
 SETTINGS = (
@@ -40,6 +40,7 @@ SETTINGS = (
     "resample",
     "neutral",
     "keep",
+    "shrink",
     "seed",
 )
 
@@ -65,6 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resample", action="store_true", help="deal support and query examples anew in every step")
     parser.add_argument("--neutral", action="store_true", help="keep the start's outputs at zero: for few train users")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
+    parser.add_argument("--shrink", action="store_true", help="let val users say how far few examples may move a user")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone and initialisation (default: 0)")
     parser.add_argument("--out", type=Path, default=None, help="artefacts and curves (default: the cache folder)")

@@ -1,7 +1,7 @@
 """Meta-training: the loop around an outer algorithm, with checkpoints from which it goes on exactly."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -11,10 +11,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, load_or_make, save_artefact
+from backbones.base import hash_tensors
 from backbones.pathways import Pathways
-from meta.inner import MetaInit, adapt, measure
+from meta.inner import MetaInit, adapted
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
+from meta.shrinkage import FACTORS, PRIORS, SCALES, SIZES, USERS, shrunk
 from meta.store import KIND, init_facts
 from users.batch import Batch, Prepared, Rows
 
@@ -47,6 +49,7 @@ class MetaConfig:
             and only what pathways read and the rates are learned; few train users cannot be learned by heart then.
         keep: ``last``, or ``best``: the state, among those after every 100 steps and the start, with the least query loss of
             val users under a fixed mixture of masks. Few train users are soon known by heart.
+        shrink: choose on val users how far a few examples may move a user, see :mod:`meta.shrinkage`; after training.
         seed: everything random follows from it and the step number.
     """
 
@@ -63,6 +66,7 @@ class MetaConfig:
     resample: bool = False
     neutral: bool = False
     keep: str = "last"
+    shrink: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -121,6 +125,7 @@ class MetaTrainer:
         rates[:, -1] = config.inner_rate if config.head_rate is None else config.head_rate
         rates = rates if start is None else start.rates.clone()
         self.log_rates = rates.log().requires_grad_()
+        self.prior = 0.0 if start is None else start.prior
         silent = pathways.outputs if config.neutral else frozenset()
         for key in silent:
             self.weights[key].data.zero_()
@@ -130,7 +135,8 @@ class MetaTrainer:
 
     def init(self) -> MetaInit:
         """The meta-initialisation as it stands, differentiable with respect to what is learned."""
-        return MetaInit(self.weights, self.log_rates.exp(), adapted_pathways(self.config.algorithm, self.pathways))
+        adapted = adapted_pathways(self.config.algorithm, self.pathways)
+        return MetaInit(self.weights, self.log_rates.exp(), adapted, self.prior)
 
     def result(self) -> MetaInit:
         """The meta-initialisation as constants: the best so far where that is kept, else the present one."""
@@ -139,7 +145,8 @@ class MetaTrainer:
     def present(self) -> MetaInit:
         """The present state as constants."""
         now = self.init()
-        return MetaInit({k: w.detach().clone() for k, w in now.weights.items()}, now.rates.detach().clone(), now.adapted)
+        weights = {k: w.detach().clone() for k, w in now.weights.items()}
+        return replace(now, weights=weights, rates=now.rates.detach().clone())
 
     def run(self, log: Log | None = None, every: int = EVERY) -> MetaInit:
         """Train from where it stands to the configured number of steps; checkpoint and log ``every`` so many."""
@@ -266,23 +273,6 @@ def redealt(support: Batch, query: Batch, draw: torch.Generator) -> tuple[Batch,
     )
 
 
-def adapted(
-    pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor, chunk: int = 64
-) -> tuple[Tensor, Tensor]:
-    """Each user's query accuracy and loss, ``[U]`` each, after adaptation with their own row of ``gates [U, P]``."""
-    found = []
-    for users in torch.arange(len(support)).split(chunk):
-        weights = adapt(pathways, init, support.rows(users), gates[users])
-        found.append(measure(pathways, weights, gates[users], query.rows(users)))
-    accuracy, loss = zip(*found, strict=True)
-    return torch.cat(accuracy), torch.cat(loss)
-
-
-def adapted_accuracy(pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor) -> Tensor:
-    """The accuracies of :func:`adapted`."""
-    return adapted(pathways, init, support, query, gates)[0]
-
-
 def trainer_for(
     data: Prepared, config: MetaConfig, folder: Path, start: MetaInit | None = None, masks: Masks | None = None
 ) -> MetaTrainer:
@@ -297,14 +287,31 @@ def trainer_for(
 def meta_initialisation(data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None) -> MetaInit:
     """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
     facts = init_facts(data)
-    if config.keep == "best":
+    if config.keep == "best" or config.shrink:
         facts["val_users"] = data.population.fingerprint("val")
-    path = folder / f"meta-{cache_key(**facts, **asdict(config))}"
+    if config.shrink:
+        facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS]
+        return _shrunk(data, replace(config, shrink=False), folder, facts, log)
+    settings = {name: value for name, value in asdict(config).items() if name != "shrink"}
+    path = folder / f"meta-{cache_key(**facts, **settings)}"
     unfinished = path.with_name(f"{path.name}-unfinished")
 
     def train() -> tuple[dict, dict]:
-        return trainer_for(data, config, unfinished).run(log).tensors(), {**facts, **asdict(config)}
+        return trainer_for(data, config, unfinished).run(log).tensors(), {**facts, **settings}
 
     init = MetaInit.from_tensors(load_or_make(path, KIND, train)[0])
     rmtree(unfinished, ignore_errors=True)
     return init
+
+
+def _shrunk(data: Prepared, config: MetaConfig, folder: Path, facts: dict[str, Any], log: Log | None) -> MetaInit:
+    """What was meta-trained by ``config``, shrunk by val users; kept apart from it."""
+    trained = meta_initialisation(data, config, folder, log)
+
+    def shrink() -> tuple[dict, dict]:
+        users = torch.arange(min(USERS, len(data.population.val)))
+        support, query = (data.rows("val", role, users) for role in ("support", "query"))
+        return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True}
+
+    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(trained.tensors()))}"
+    return MetaInit.from_tensors(load_or_make(path, KIND, shrink)[0])

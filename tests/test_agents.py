@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from agents import train_ppo
 from agents.bootstrap import gap_closed, paired_difference
 from agents.callbacks import BestOnVal
-from agents.checkpoint import choose_masks, load_policy, save_policy
+from agents.checkpoint import choose_masks, choose_plans, load_policy, save_policy
 from agents.comparison import METHODS, compare, group_table, summarise, table
 from agents.evaluate import evaluate_run
 from agents.policies import POLICIES
@@ -608,12 +608,39 @@ def test_a_policy_with_a_start_begins_with_that_mask_for_everybody():
     assert (logits - torch.tensor(START)).abs().max() < 0.5
 
 
+def started(rows, at):
+    env = PathwaySelectionVecEnv(planted(), num_envs=4, cost_weight="uniform:0:0.3")
+    return PPO(POLICIES["GatingPolicy"], env, n_steps=8, batch_size=16, policy_kwargs={"start": rows, "start_at": at}).policy
+
+
+def test_a_start_per_cost_weight_is_that_of_the_weight_and_between_them_a_mixture():
+    scenario, users = planted(), np.arange(20)
+    first, second = START, [-logit for logit in START]
+    policy, rules = started([first, second], [0.1, 0.2]), Rules(cost_weight="uniform:0:0.3")
+    for weight, row in ((0.0, first), (0.1, first), (0.14, first), (0.16, second), (0.2, second), (0.3, second)):
+        plans = choose_plans(policy, scenario, users, rules, weight)
+        assert (plans[:, -1] == (np.array(row) > 0)).all(), weight
+    middle = policy.mlp_extractor.departure(torch.tensor([0.15, 0.125]))
+    assert torch.allclose(middle, torch.stack([torch.zeros(8), torch.tensor(START) / 2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [[0.1], [0.2, 0.1], [0.1, 0.1], [0.0, 0.1, 0.2]])
+def test_starts_without_a_rising_cost_weight_each_are_refused(at):
+    with pytest.raises(ValueError, match="one rising cost weight for each row"):
+        started([START, START], at)
+
+
+def test_starts_per_cost_weight_need_to_see_it():
+    with pytest.raises(ValueError, match="observations show none"):
+        departing(planted(), start=[START, START], start_at=[0.1, 0.2])
+
+
 def test_the_start_is_learned_along():
     model = departing(planted())
     optimised = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in model.policy.parameters()} == optimised
     model.learn(64)
-    assert (model.policy.action_net.start.detach() - torch.tensor(START)).abs().max() > 1e-4
+    assert (model.policy.mlp_extractor.departure.start.detach() - torch.tensor(START)).abs().max() > 1e-4
 
 
 def test_a_policy_with_a_start_chooses_the_same_masks_when_loaded(tmp_path):

@@ -6,10 +6,10 @@ import torch
 from backbones.artefacts import ArtefactError
 from backbones.pathways import Frozen, make_pathways, population_logits
 from backbones.resnet import small_resnet
-from meta.inner import MetaInit, adapt, measure, stacked, user_loss
+from meta.inner import MetaInit, adapt, adapted, measure, stacked, user_loss
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.trainer import MetaConfig, MetaTrainer, adapted, meta_initialisation, redealt
+from meta.trainer import MetaConfig, MetaTrainer, meta_initialisation, redealt
 from users.base import Examples, Population, User
 from users.batch import Batch, Prepared, stack
 from users.digits import digits_population

@@ -642,8 +642,8 @@ def test_the_policy_of_a_warm_start_loads_again(uninterrupted):
     config, scenario = RunConfig.load(folder), RunConfig.load(folder).scenario()
     policy, meta = load_policy(folder / "policy", scenario)
     static = best_static(scenario, 0.1, 0)
-    assert [logit > 0 for logit in meta["policy_kwargs"]["start"]] == static.tolist()
-    assert policy.action_net.start.shape == (8,)
+    assert [[logit > 0 for logit in row] for row in meta["policy_kwargs"]["start"]] == [static.tolist()]
+    assert policy.mlp_extractor.departure.start.shape == (1, 8)
     assert config.warm_start and "start" not in config.policy_kwargs
     summary = json.loads((folder / "summary.json").read_text())
     evaluate.evaluate_run(folder)

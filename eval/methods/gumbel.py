@@ -96,7 +96,8 @@ class Gumbel(Chooser):
         rates = init.rates[step * init.steps // self.steps] * min(1.0, init.steps / self.steps)
         owners = {key: p for p in init.adapted.nonzero()[:, 0].tolist() for key in pathways.keys[p]}
         current = {key: weights[key].detach().requires_grad_() for key in owners}
-        loss = user_loss(relaxed_logits(pathways, learn.batch.frozen, weights | current, gates), learn.batch).sum()
+        losses = user_loss(relaxed_logits(pathways, learn.batch.frozen, weights | current, gates), learn.batch)
+        loss = (losses * init.trust(learn.batch)).sum()
         if not loss.requires_grad:  # every gate has come to be exactly 0
             return weights
         found = torch.autograd.grad(loss, list(current.values()), allow_unused=True, materialize_grads=True)
