@@ -93,6 +93,14 @@ class Backbone(nn.Module, ABC):
             hidden = self.block(index, hidden)
         return self.readout(hidden)
 
+    def pieces(self, inputs: Tensor) -> list[Tensor]:
+        """Places ``[n]`` of the inputs that are best computed together: here all of them, of texts those of about a length."""
+        return [torch.arange(len(inputs))]
+
+    def trimmed(self, inputs: Tensor) -> Tensor:
+        """The inputs without what all of them are padded with: here as they are."""
+        return inputs
+
     def freeze(self) -> "Backbone":
         """Evaluation mode for good, no gradients: batch-norm statistics stay as they are."""
         self.requires_grad_(False)

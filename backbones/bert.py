@@ -24,6 +24,8 @@ SUPPORTED = (*BERT_LIKE, "distilbert")
 
 PADDING = -1
 REFERENCE_TOKENS = 32
+PIECE = 8
+"""Texts that are computed together where no more than that is known of them."""
 
 
 class Attention(nn.Module):
@@ -123,6 +125,14 @@ class TextBackbone(Backbone):
         length = max(map(len, rows), default=0)
         padded = [row + [PADDING] * (length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64).view(len(rows), length)
+
+    def pieces(self, inputs: Tensor) -> list[Tensor]:
+        """See :meth:`Backbone.pieces`: the shortest :data:`PIECE` texts, the next ones, and so on."""
+        return list((inputs >= 0).sum(1).argsort(stable=True).split(PIECE))
+
+    def trimmed(self, inputs: Tensor) -> Tensor:
+        """See :meth:`Backbone.trimmed`: the columns in which some text has a token, the first one in any case."""
+        return inputs[:, : max(1, int((inputs >= 0).sum(1).max()))]
 
     def settings(self) -> str:
         """See :meth:`Backbone.settings`: where texts are cut off, what the tokenizer does, and the configuration."""

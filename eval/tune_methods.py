@@ -10,6 +10,7 @@ A finished method is written to ``--out`` at once and skipped by later calls wit
 
 import argparse
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, cache_key
+from backbones.registry import did_you_mean
 from eval.methods import METHODS, method_class
 from eval.methods.base import Method
 from eval.plan import Place, Plan
@@ -42,6 +44,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=12, help="of every method, the defaults included (default: 12)")
     parser.add_argument(
         "--val-users", type=int, metavar="N", help="only so many for methods that train the backbone (default: all)"
+    )
+    parser.add_argument(
+        "--space", action="extend", nargs="+", default=[], metavar="NAME:[VALUES]", help="values to try instead of the method's"
     )
     parser.add_argument("--seed", type=int, default=0, help="of users, model and proposals (default: 0)")
     parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda (default: 0.1)")
@@ -85,6 +90,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
     kinds = wanted(args.methods)
     key, table, failed = env_key(args.env, kwargs), [], []
+    args.instead = other_values(args.space, kinds)
     users = ValUsers(world_of(args.env, kwargs, args.seed), args.cost_weight, args.val_users)
     for name, kind in kinds.items():
         search = search_key(kind, args)
@@ -109,10 +115,10 @@ def tuned(name: str, kind: type[Method], users: ValUsers, args: argparse.Namespa
     """Run a method's trials, and say meanwhile how long they take."""
     from eval.tuning import Trial, Tuned, trials_in, trials_of  # needs Optuna
 
-    count = trials_in(kind, args.trials)
+    count = trials_in(kind, args.trials, args.instead)
     done: list[Trial] = []
     with tqdm(total=count, desc=name, unit="trial") as bar:
-        for trial in trials_of(kind, users, args.trials, args.seed):
+        for trial in trials_of(kind, users, args.trials, args.seed, args.instead):
             if not done:
                 bar.write(
                     f"{name}: the first of {count} trials took {trial.seconds:.1f} s, all take up to about "
@@ -141,6 +147,24 @@ def wanted(names: str | None) -> dict[str, type[Method]]:
     return with_space
 
 
+def other_values(pairs: list[str], kinds: Mapping[str, type[Method]]) -> dict[str, list[Any]]:
+    """What ``--space`` says: values by hyperparameter, for the methods that have it.
+
+    Raises:
+        ValueError: for a hyperparameter that none of the methods has, and for what is no list of values.
+    """
+    given = parse_pairs(pairs, "--space")
+    known = {name for kind in kinds.values() for name in kind().settings()}
+    for name, values in given.items():
+        if name not in known:
+            raise ValueError(
+                f"--space {name}: none of {', '.join(kinds)} has such a hyperparameter. {did_you_mean(name, known)}"
+            )
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"--space {name}: give a list of values, as in '{name}:[1, 2]'; got {values!r}.")
+    return given
+
+
 def world_of(env: str, kwargs: dict[str, Any], seed: int) -> World:
     """An environment's users and model, without test users."""
     plan, place = Plan(env, kwargs), Place(seed)
@@ -152,6 +176,8 @@ def world_of(env: str, kwargs: dict[str, Any], seed: int) -> World:
 def search_key(kind: type[Method], args: argparse.Namespace) -> str:
     """A hash of all that makes a search of a method what it is; defaults are part of it, entries hold differences from them."""
     facts = {"trials": args.trials, "seed": args.seed, "space": {k: list(v) for k, v in kind.space.items()}}
+    if own := {name: values for name, values in args.instead.items() if name in kind().settings()}:
+        facts["instead"] = own
     facts |= {"defaults": kind().settings(), "cost_weight": args.cost_weight if kind.trades else None}
     return cache_key(**facts, val_users=args.val_users if kind.through_backbone else None)
 

@@ -5,7 +5,7 @@ settings at that point four are among the best at the end ("Crafting efficient f
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -21,6 +21,8 @@ SHARE = 1 / 5
 """Of its training, after which a hopeless trial ends."""
 STARTUP = 4
 """Earlier trials that a trial must be comparable with before it may be given up."""
+Space = Mapping[str, Sequence[Any]]
+NOTHING: Space = {}
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says where there is none; it has no class of its own for that on a CPU."""
 
@@ -55,21 +57,40 @@ class Trial:
         return f"{told}: {self.whole.value:.4f}" if self.whole else f"{told}: given up at {self.early:.4f}"
 
 
-def trials_in(kind: type[Method], trials: int) -> int:
+def search_space(kind: type[Method], instead: Space) -> tuple[Space, Settings]:
+    """A method's space with other values for some of its hyperparameters, and its defaults, as far as they are among these.
+
+    Raises:
+        ValueError: for a value that the method refuses.
+    """
+    own = {name: tuple(values) for name, values in instead.items() if name in kind().settings()}
+    defaults = kind().settings()
+    defaults |= {name: values[0] for name, values in own.items() if defaults[name] not in values}
+    return {**kind.space, **own}, kind(**defaults).settings()
+
+
+def trials_in(kind: type[Method], trials: int, instead: Space = NOTHING) -> int:
     """How many of ``trials`` a method's space has points for."""
-    return min(trials, points(kind.space, kind().settings()))
+    return min(trials, points(*search_space(kind, instead)))
 
 
-def trials_of(kind: type[Method], users: ValUsers, trials: int, seed: int) -> Iterator[Trial]:
+def trials_of(kind: type[Method], users: ValUsers, trials: int, seed: int, instead: Space = NOTHING) -> Iterator[Trial]:
     """Try a method's defaults, then other points of its space, none twice; fewer than ``trials`` if the space is smaller.
 
     The proposals follow from ``seed``, the method and the values, so the same call makes the same trials.
+
+    Args:
+        kind: the method.
+        users: who say what a trial is worth.
+        trials: how many.
+        seed: of the proposals.
+        instead: values by hyperparameter, in place of those of the method's space.
     """
     facts = f"{seed}:{kind.__module__}:{kind.__qualname__}"
     draws = int.from_bytes(hashlib.sha256(facts.encode()).digest()[:4], "big")
-    proposals = Proposals(kind.space, kind().settings(), draws)
+    proposals = Proposals(*search_space(kind, instead), draws)
     earlier: list[Trial] = []
-    for _ in range(trials_in(kind, trials)):
+    for _ in range(trials_in(kind, trials, instead)):
         settings = proposals.ask()
         start = perf_counter()
         trial = _tried(kind, settings, users, earlier)

@@ -133,6 +133,16 @@ def test_padding_changes_nothing(backbone):
     assert_padding_changes_nothing(backbone, TEXTS)
 
 
+def test_texts_of_about_a_length_are_pieces_and_trimming_cuts_padding_alone(backbone):
+    lengths = torch.tensor([3, 9, 1, 9, 5, 7, 2, 8, 4, 0, 6])
+    tokens = torch.where(torch.arange(10) < lengths[:, None], 3, -1)
+    pieces = backbone.pieces(tokens)
+    assert [lengths[piece].tolist() for piece in pieces] == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 9]]
+    assert torch.equal(torch.cat(pieces).sort().values, torch.arange(11))
+    assert [backbone.trimmed(tokens[piece]).shape[1] for piece in pieces] == [7, 9]
+    assert backbone.trimmed(tokens[[9]]).shape == (1, 1)
+
+
 def test_features_are_the_mean_over_real_tokens(pair):
     model, backbone = pair
     tokens = backbone.prepare(TEXTS)

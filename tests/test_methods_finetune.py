@@ -9,6 +9,7 @@ from torch.nn.functional import conv_transpose2d, cross_entropy
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from backbones.base import Backbone
 from backbones.inline import InlinePathways
 from eval.methods import make_method
 from eval.methods.base import Fitted
@@ -132,6 +133,29 @@ def test_full_fine_tuning_is_adam_on_logits_with_what_cross_fitting_adds(text_wo
     for name, value in model.named_parameters():
         if "key.bias" not in name:  # whose gradient is rounding: attention does not depend on it
             assert torch.allclose(after[name], value, atol=1e-5), name
+
+
+def test_texts_in_pieces_give_the_logits_and_gradients_of_texts_at_once(text_world, monkeypatch):
+    model = Tunable(text_world.model)
+    model.requires_grad_(True)
+    group = text_world.group("train", "query", torch.tensor([0]))
+    inputs = group.inputs(0)
+    inputs = inputs.repeat(6, 1)
+    inputs[::2, 5:] = -1
+    assert len(model.backbone.pieces(inputs)) > 1
+
+    def found():
+        model.zero_grad()
+        logits = model(inputs)
+        logits.square().sum().backward()
+        return [logits, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    pieces = found()
+    monkeypatch.setattr(type(text_world.model.backbone), "pieces", Backbone.pieces)
+    whole = found()
+    assert len(pieces) == len(whole) > 10
+    for one, other in zip(pieces, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_users_take_their_batches_in_orders_of_their_own(digits_world):

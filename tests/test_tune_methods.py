@@ -173,6 +173,20 @@ def test_defaults_beside_the_grid_are_tried_first_and_the_whole_grid_after_them(
     assert len({tuple(trial.settings.items()) for trial in found.trials}) == 5
 
 
+def test_other_values_stand_in_for_a_methods_own_and_the_first_of_them_for_a_default_that_is_none_of_them(run, tmp_path):
+    run("planted,full_finetune", "--trials", "50", "--space", "high:[3, 5]", "steps:[20]", "--val-users", "1")
+    found = entries(tmp_path)["planted"]
+    assert (found["trials"], found["settings"]) == (6, {"high": 5, "kind": "b"})
+    assert entries(tmp_path)["full_finetune"]["trials"] == 5  # of its space the five rates are left
+    assert Planted.trained[0][0].high == 3
+
+
+def test_a_search_with_other_values_is_another_search(run):
+    assert "| planted |" in run("planted", "--trials", "2")
+    assert "| planted |" in run("planted", "--trials", "2", "--space", "high:[1, 2]")
+    assert "finished before" in run("planted", "--trials", "2", "--space", "high:[1, 2]")
+
+
 def test_the_same_seed_gives_the_same_trials_and_another_seed_others(digits_world):
     def points(seed):
         return [trial.settings for trial in tried(Planted, digits_world, 8, seed).trials]
@@ -331,8 +345,8 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_the_packaged_entries_are_settings_that_their_methods_take():
     for env, methods in read_tuned(PACKAGED).items():
         for name in set(methods) & set(METHODS):
-            assert settings_for(env.split()[0], {}, name) is not None
-            assert methods[name]["settings"].keys() <= tune_methods.method_class(name).space.keys()
+            kwargs = dict(pair.split(":", 1) for pair in env.split()[1:])
+            assert settings_for(env.split()[0], kwargs, name) == methods[name]["settings"]
 
 
 def test_the_real_command_tunes_full_fine_tuning(tmp_path, capsys):
@@ -355,6 +369,9 @@ def test_the_real_command_tunes_full_fine_tuning(tmp_path, capsys):
         (["--methods", "full_finetun"], "Did you mean 'full_finetune'"),
         (["--methods", "base,all_on"], "nothing to tune: base, all_on have no space"),
         (["--env", "dsa/Planted-v0"], "no model"),
+        (["--methods", "lora", "--space", "rnak:[1]"], "none of lora has such a hyperparameter. Did you mean 'rank'"),
+        (["--methods", "lora", "--space", "rank:1"], "give a list of values"),
+        (["--methods", "lora", "--space", "rank:[]"], "give a list of values"),
         (["--env", "dsa/DigitsResNt-v0"], "Did you mean 'dsa/DigitsResNet-v0'"),
     ],
 )

@@ -47,8 +47,13 @@ class Tunable(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits."""
-        return self.classifier(self.backbone(inputs))
+        """Logits. Texts of about a length go through the backbone together: a long one makes all beside it as dear."""
+        backbone = self.backbone
+        pieces = backbone.pieces(inputs)
+        if len(pieces) == 1:
+            return self.classifier(backbone(inputs))
+        features = torch.cat([backbone(backbone.trimmed(inputs[piece])) for piece in pieces])
+        return self.classifier(features[torch.cat(pieces).argsort()])
 
 
 @dataclass(frozen=True)
