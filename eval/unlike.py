@@ -1,0 +1,151 @@
+"""Whether a way of personalising holds where a user asks for something new: ``python -m eval.unlike results/unipen``.
+
+Every test user's query examples are ranked by their likeness to the support: the mean cosine between the frozen model's readout
+features, train users' mean taken away. Accuracy is given on the likest half and on the least like half. A personal model may
+gain on the one what it loses on the other; ``feddpa`` was made against that.
+
+The folder is one of ``eval.run``: its methods are fitted as there (what was kept is found again) and predict once more.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from agents.bootstrap import paired_difference
+from backbones.artefacts import ArtefactError, write_atomically
+from envs.scenario import forget_scenarios
+from eval.group import Group
+from eval.headline import text_of, write_between_markers
+from eval.methods.feddpa import Likeness
+from eval.methods.readout import Scale, train_readouts
+from eval.plan import BASE, Place, Plan
+from eval.replay import plan_of
+from eval.rows import Measuring, single_thread
+from meta.arguments import show_log
+
+METHODS = "joint,all_on,feddpa,ppo"
+HALVES = ("likest half", "least like half")
+Halves = dict[str, NDArray[np.float64]]
+"""By user, accuracy on the two halves, ``[2]``."""
+
+
+def halves(likeness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of a user's likest and least like query examples, given how like the support they are ``[N]``."""
+    order = likeness.argsort(descending=True, stable=True)
+    return order[: len(order) // 2], order[(len(order) + 1) // 2 :]
+
+
+def likeness_of(measuring: Measuring) -> torch.Tensor:
+    """Of every test user's query examples to their support, ``[U, N]``."""
+    centre = Scale.of(train_readouts(measuring.world)[0]).centre
+    own = Likeness.of(measuring.support.batch, centre).own
+    directions = torch.nn.functional.normalize(measuring.query.batch.frozen.sites[-1] - centre, dim=-1)
+    return (directions @ own[..., None])[..., 0]
+
+
+def accuracies(measuring: Measuring, name: str, likeness: torch.Tensor) -> Halves:
+    """A method's accuracy on the halves; users with one query example have none."""
+    plan, method = measuring.plan, measuring.plan.method(name)
+    fitted = measuring.fitted(name, plan.cost_weight if method.trades else None)
+    shown, users, found = measuring.shown(method, None), measuring.users(method, None), {}
+    for start in range(0, len(users), method.together):
+        some = users[start : start + method.together]
+        asked: Group = measuring.query.rows(some)
+        logits = method.personalise(measuring.world, fitted, shown.rows(some), plan.cost_weight).logits(asked)
+        for row, user in enumerate(some):
+            labels = asked.labels(row)
+            hits = (logits[row, : len(labels)].argmax(-1) == labels).double()
+            if len(labels) > 1:
+                found[asked.ids[row]] = np.array([float(hits[half].mean()) for half in halves(likeness[user, : len(labels)])])
+    return found
+
+
+def units(each: Sequence[Halves], other: Sequence[Halves], simulated: bool) -> list[NDArray[np.float64]]:
+    """Differences ``[U, 2]`` of those whom both have: per seed, or of real people one array, averaged over seeds."""
+    rows = [{user: one[user] - two[user] for user in one if user in two} for one, two in zip(each, other, strict=True)]
+    if simulated:
+        return [np.stack([*row.values()]) for row in rows if row]
+    people = sorted({user for row in rows for user in row})
+    return [np.stack([np.mean([row[user] for row in rows if user in row], axis=0) for user in people])]
+
+
+def table(plan: Plan, found: dict[str, list[Halves]], simulated: bool) -> list[str]:
+    """Accuracy on both halves and the difference from ``base``, as Markdown."""
+    heads = " | ".join(f"{half} | less base" for half in HALVES)
+    lines = [f"| method | {heads} |", "| --- " * 5 + "|"]
+    for name in found:
+        apart = units(found[name], found[BASE], simulated)
+        level = units(found[name], [{user: np.zeros(2) for user in seed} for seed in found[name]], simulated)
+        cells = [f"`{name}`"]
+        for half in range(2):
+            zeros = [np.zeros(len(part)) for part in apart]
+            gain = text_of(paired_difference([part[:, half] for part in apart], zeros)) if name != BASE else "-"
+            cells += [f"{np.mean([part[:, half].mean() for part in level]):.3f}", gain]
+        lines.append(f"| {' | '.join(cells)} |")
+    weight = f", cost weight {plan.cost_weight:g}" if any(plan.method(name).trades for name in found) else ""
+    return [*lines, "", f"`{plan.env}`, {plan.seeds} seeds{weight}; 95 % bootstrap intervals over users."]
+
+
+def measured(folder: Path, names: Sequence[str]) -> list[str]:
+    """The table of a folder's methods.
+
+    Raises:
+        ValueError: for a method that the folder does not have, or if none of its methods can be run.
+    """
+    plan = plan_of(folder)
+    for name in names:
+        if name not in plan.methods:
+            raise ValueError(f"{folder} has no {name!r}, only {', '.join(plan.methods)}; run eval.run with it first.")
+    seeds: dict[str, dict[int, Halves]] = {}
+    simulated = False
+    for place in tqdm(plan.places, desc="likeness to the support", unit="place"):
+        simulated = _place(plan, place, names, seeds)
+    found = {name: [by_seed.get(seed, {}) for seed in range(plan.seeds)] for name, by_seed in seeds.items()}
+    return table(plan, found, simulated)
+
+
+def _place(plan: Plan, place: Place, names: Sequence[str], seeds: dict[str, dict[int, Halves]]) -> bool:
+    """Add one place's users to ``seeds``; whether they are simulated."""
+    measuring = Measuring(plan, place, plan.scenario(place))
+    likeness = likeness_of(measuring)
+    for name in dict.fromkeys([BASE, *names]):
+        if reason := plan.method(name).refuses(measuring.world):
+            raise ValueError(f"{name} has no rows here: {reason}")
+        seeds.setdefault(name, {}).setdefault(place.seed, {}).update(accuracies(measuring, name, likeness))
+    forget_scenarios()
+    return measuring.world.data.population.simulated
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.unlike", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder of python -m eval.run")
+    parser.add_argument("--methods", default=METHODS, help="of the folder's, joined by commas (default: %(default)s)")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write the table into, between its markers")
+    parser.add_argument("--section", metavar="NAME", help="which: <!-- unlike NAME: begin --> and <!-- unlike NAME: end -->")
+    args = parser.parse_args(arguments)
+    if (args.write is None) != (args.section is None):
+        parser.error("--write and --section go together: the page, and which of its sections.")
+    single_thread()
+    show_log()
+    try:
+        lines = measured(args.folder, args.methods.split(","))
+        write_atomically(args.folder / "unlike.md", ("\n".join(lines) + "\n").encode())
+        if args.write:
+            begin, end = (f"<!-- unlike {args.section}: {side} -->" for side in ("begin", "end"))
+            write_between_markers(args.write, "\n".join(lines), begin, end)
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
