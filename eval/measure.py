@@ -35,6 +35,10 @@ def calibration(confidence: np.ndarray, hits: np.ndarray) -> str:
     return ";".join(f"{n}:{s:.6f}:{h:.0f}" for n, s, h in zip(counts, sums, right, strict=True))
 
 
-def support_order(count: int, generator: torch.Generator) -> Tensor:
-    """The order in which a user's examples are shown on the support curve, ``[count]``: smaller supports are part of larger."""
-    return torch.randperm(count, generator=generator)
+def support_order(support: int, count: int, generator: torch.Generator) -> Tensor:
+    """The order in which a user's examples are shown on the support curve, ``[count]``: smaller supports are part of larger.
+
+    First come the ``support`` examples, then the others, each in a random order.
+    """
+    first, rest = torch.randperm(support, generator=generator), torch.randperm(count - support, generator=generator)
+    return torch.cat([first, support + rest])

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ class Part:
         folder: of the results.
         place: whose.
 
-    A last line that a kill left half written is dropped when the file is opened.
+    A last line that a kill left half written is dropped when the file is opened, and so are rows that failed: they are tried
+    again.
     """
 
     def __init__(self, folder: Path, place: Place) -> None:
@@ -28,12 +30,25 @@ class Part:
         if not self.path.exists():
             write_atomically(self.path, (",".join(COLUMNS) + "\n").encode())
         self._drop_torn_line()
-        self.known = {self._key(row) for row in self.rows()}
+        self._drop_failed()
+        found = [*self.rows()]
+        self.known = {self._key(row) for row in found}
+        self._artefacts = {self._key(row)[:3]: row["artefacts"] for row in found}
 
     def _drop_torn_line(self) -> None:
         data = self.path.read_bytes()
         if not data.endswith(b"\n"):
             write_atomically(self.path, data[: data.rfind(b"\n") + 1])
+
+    def _drop_failed(self) -> None:
+        found = [*self.rows()]
+        whole = [row for row in found if not row["status"].startswith("failed")]
+        if len(whole) < len(found):
+            text = StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(whole)
+            write_atomically(self.path, text.getvalue().encode())
 
     def rows(self) -> Iterator[dict[str, str]]:
         """What is there."""
@@ -41,14 +56,31 @@ class Part:
             yield from csv.DictReader(file)
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Append one row. Raises :class:`backbones.artefacts.DiskFullError` without room."""
+        """Append one row.
+
+        Raises:
+            ValueError: if the file has rows of the same job that were made with another model or fit.
+            DiskFullError: without room.
+        """
         row = format_row({**dict.fromkeys(COLUMNS[:-1]), **values})
+        self.check(row["method"], row["cost_weight"], row["shown"], row["artefacts"])
         with room_for(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         self.known.add(self._key(row))
+        if row["artefacts"]:
+            self._artefacts[self._key(row)[:3]] = row["artefacts"]
+
+    def check(self, method: str, cost_weight: str, shown: str, artefacts: str) -> None:
+        """Raise ``ValueError`` if rows of a job are there that were made with other artefacts."""
+        known = self._artefacts.get((method, cost_weight, shown))
+        if known and artefacts and known != artefacts:
+            raise ValueError(
+                f"{self.path} has rows of {method} that were made with another model, other data, or another fit ({known}, now "
+                f"{artefacts}): code, environment or data have changed since. Choose another --out."
+            )
 
     def done(self, key: Key) -> bool:
-        """Whether a row is there, be it a failure."""
+        """Whether a row is there."""
         return key in self.known
 
     @staticmethod
@@ -65,8 +97,7 @@ def put_together(folder: Path) -> int:
     """Write ``results.csv``, all parts in order; how many rows failed."""
     lines, failed = [",".join(COLUMNS)], 0
     for path in sorted((folder / FOLDER).glob("*.csv"), key=lambda path: (len(path.name), path.name)):
-        text = path.read_text().splitlines()[1:]
-        lines += text
+        lines += path.read_text().splitlines()[1:]
         with path.open(newline="") as file:
             failed += sum(row["status"].startswith("failed") for row in csv.DictReader(file))
     write_atomically(folder / "results.csv", ("\n".join(lines) + "\n").encode())

@@ -72,6 +72,9 @@ class Plan:
             raise ValueError(f"a cost weight must be between 0 and 1, got {bad[0]:g}.")
         if bad := [n for n in (*self.shown, *self.few_shown) if n < 0]:
             raise ValueError(f"numbers of support examples must be at least 0, got {bad[0]}.")
+        for name in ("shown", "few_shown", "cost_weights"):
+            object.__setattr__(self, name, tuple(sorted({*getattr(self, name)})))
+        object.__setattr__(self, "cost_weights", tuple(sorted({*self.cost_weights, self.cost_weight})))
         if BASE not in self.methods:
             raise ValueError(f"every comparison is with {BASE!r}; add it to the methods.")
         if missing := set(self.curve) - {*self.methods}:

@@ -5,6 +5,7 @@ A row is written as soon as it is known; a run that goes on skips what is there.
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backbones.artefacts import cache_key
 from backbones.bert import TextBackbone
@@ -38,6 +40,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Measuring:
     """One place of a plan.
@@ -56,7 +63,7 @@ class Measuring:
         facts = {"fold": self.place.fold} if self.place.fold is not None else {}
         kwargs = {**self.plan.env_kwargs, **facts}
         arguments = self.plan.scenario_arguments(self.place)[1]
-        folder = folder_of(arguments["users"], arguments["backbone"]) / "methods"
+        folder = folder_of(*(str(arguments.get(name)) for name in ("users", "backbone"))) / "methods"
         return World.of(self.scenario, self.plan.env, kwargs, self.place.seed, folder)
 
     def test(self, role: str) -> Group:
@@ -80,10 +87,11 @@ class Measuring:
 
     @cached_property
     def ordered(self) -> Group:
-        """The same in the order of the curve."""
+        """The same in the order of the curve: the support, then what goes beyond it."""
         pool = self.every_label
         draws = [self.world.generator(name, "shown") for name in pool.ids]
-        return pool.pick([support_order(n, draw) for n, draw in zip(pool.counts, draws, strict=True)])
+        counts = zip(self.support.counts, pool.counts, draws, strict=True)
+        return pool.pick([support_order(first, count, draw) for first, count, draw in counts])
 
     def shown(self, method: Method, shown: int | None) -> Group:
         """What a method is shown of every test user."""
@@ -108,25 +116,45 @@ class Measuring:
         return method.through_backbone and isinstance(self.world.model.backbone, TextBackbone)
 
     def fitted(self, name: str, cost_weight: float | None) -> Fitted:
-        """A method's fit, kept on disk under a hash of its settings and its source."""
+        """A method's fit, kept on disk under a hash of its settings, the code and all that it is fitted on."""
+        return self._fit(name, cost_weight)[0]
+
+    def fit_seconds(self, name: str, cost_weight: float | None) -> float:
+        """What fitting a method took when it was done."""
+        return self._fit(name, cost_weight)[1]
+
+    def _fit(self, name: str, cost_weight: float | None) -> tuple[Fitted, float]:
         method, weight = self.plan.method(name), self.plan.cost_weight if cost_weight is None else cost_weight
-        facts = {"settings": method.settings(), "weight": cost_weight, "source": source_hash(type(method))}
 
-        def make():
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            start = time.perf_counter()
             found = method.fit(self.world, weight)
-            return found.tensors, found.facts
+            return found.tensors, {"facts": found.facts, "seconds": time.perf_counter() - start}
 
-        return Fitted(*self.world.kept(f"fit-{name}", facts, make))
+        facts = {"settings": method.settings(), "weight": cost_weight, "source": source_hash(type(method))}
+        tensors, kept = self.world.kept(f"fit-{name}", facts, make)
+        return Fitted(tensors, kept["facts"]), kept["seconds"]
+
+    def artefacts(self, job: Job) -> str:
+        """A hash of all that a job's rows follow from, besides the users' examples."""
+        fitted, settings = self.fitted(job.method, job.cost_weight), self.plan.method(job.method).settings()
+        return cache_key(world=self.world.scenario.fingerprint, fitted=fitted.fingerprint(), settings=settings)
 
     def rows(self, job: Job, done: Callable[[Key], bool]) -> Iterator[dict[str, Any]]:
-        """The rows of a job that are not done yet."""
+        """The rows of a job that are not done yet. If the method cannot be fitted, they say so."""
         method = self.plan.method(job.method)
         shown = self.shown(method, job.shown)
         missing = [i for i in self.users(method, job.shown) if not done(self._key(job, shown.ids[i]))]
         if not missing or method.refuses(self.world):
             return
-        fitted = self.fitted(job.method, job.cost_weight)
-        artefacts = cache_key(world=self.world.scenario.fingerprint, fitted=fitted.fingerprint(), settings=method.settings())
+        try:
+            fitted, artefacts = self.fitted(job.method, job.cost_weight), self.artefacts(job)
+        except FAILURES as error:
+            LOG.warning("%s could not be fitted: %s", job.method, reason_of(error))
+            for user in missing:
+                failed = {**self._who(shown, user), "status": f"failed: when it was fitted: {reason_of(error)}"}
+                yield {**self._facts(job, ""), **failed}
+            return
         for start in range(0, len(missing), method.together):
             for figures in self._measured(method, fitted, shown, missing[start : start + method.together], job):
                 yield {**self._facts(job, artefacts), **figures}
@@ -160,9 +188,8 @@ class Measuring:
                 half = len(users) // 2
                 parts = (users[:half], users[half:])
                 return [row for some in parts for row in self._measured(method, fitted, shown, some, job)]
-            reason = " ".join(str(error).split()) or type(error).__name__
-            LOG.warning("%s failed for user %r: %s", job.method, shown.ids[users[0]], reason)
-            return [{**self._who(shown, users[0]), "status": f"failed: {reason}"}]
+            LOG.warning("%s failed for user %r: %s", job.method, shown.ids[users[0]], reason_of(error))
+            return [{**self._who(shown, users[0]), "status": f"failed: {reason_of(error)}"}]
 
     def _predicted(
         self, method: Method, fitted: Fitted, shown: Group, users: Sequence[int], weight: float
@@ -212,7 +239,7 @@ def _averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def source_hash(kind: type) -> str:
-    """Of the file that a method is written in: what was fitted by other code is fitted anew."""
+    """Of the file that a method is written in: also a plug-in's is fitted anew when it has changed."""
     return hashlib.sha256(getsource(modules[kind.__module__]).encode()).hexdigest()[:12]
 
 

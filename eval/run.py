@@ -13,27 +13,26 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
-from eval.methods import METHODS, method_class
+from eval.methods import METHODS, make_method, method_class
 from eval.parts import Part, count_rows, put_together
-from eval.plan import BASE, Place, Plan
+from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
-from eval.rows import Measuring
+from eval.rows import Measuring, single_thread
 from eval.timing import time_methods
 from eval.tuned import entry_for, settings_for
+from eval.world import PLACES
 from meta.arguments import parse_pairs, show_log
 
 LOG = logging.getLogger("dsa")
@@ -85,7 +84,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         curve=tuple(args.curve.split(",") if args.curve else cheap),
         slow_users=args.slow_users,
         slow_seeds=args.slow_seeds,
-        settings={name: settings_for(args.env, kwargs, name) for name in names},
+        settings={name: make_method(name, **settings_for(args.env, kwargs, name)).settings() for name in names},
     )
 
 
@@ -119,8 +118,9 @@ def claim(folder: Path, plan: Plan) -> Plan:
 
 def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
     """Write the missing rows of one place; runs in a process of its own. Returns facts for ``run.json``."""
-    torch.set_num_threads(1)
+    single_thread()
     part, measuring = Part(folder, place), Measuring(plan, place, plan.scenario(place))
+    part.check(BASE, "", "", measuring.artefacts(Job(BASE, None, None)))  # before anything dear is made
     refused = {}
     for job in plan.jobs():
         if reason := plan.method(job.method).refuses(measuring.world):
@@ -155,25 +155,35 @@ def measure_all(plan: Plan, folder: Path, workers: int) -> dict[str, Any]:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             left: set[Future] = {pool.submit(measure_place, plan, place, folder) for place in plan.places}
             facts = {}
-            while left:
-                done, left = wait(left, timeout=2, return_when=FIRST_COMPLETED)
-                bar.update(count_rows(folder) - bar.n)
-                for future in done:
-                    facts = future.result()  # raises what the process raised
+            try:
+                while left:
+                    done, left = wait(left, timeout=2, return_when=FIRST_COMPLETED)
+                    bar.update(count_rows(folder) - bar.n)
+                    for future in done:
+                        facts = future.result()  # raises what the process raised
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)  # places that have not begun do not begin any more
+                raise
             return facts
 
 
-def say_expected(plan: Plan, users: int) -> None:
-    """What the run will take on one core, as far as tuning has measured its methods. ``users``: test users per place."""
+def say_expected(plan: Plan) -> None:
+    """What the run will take on one core, as far as tuning has measured its methods."""
+    measuring = Measuring(plan, plan.places[0], plan.scenario(plan.places[0]))
     seconds, unknown = 0.0, []
     for name in plan.methods:
-        entry = entry_for(plan.env, plan.env_kwargs, name)
+        entry, method = entry_for(plan.env, plan.env_kwargs, name), plan.method(name)
         if entry is None:
             unknown.append(name)
             continue
-        asked = sum(job.method == name for job in plan.jobs())
-        seconds += len(plan.places) * asked * (entry["fit_seconds"] + users * entry["seconds_per_user"])
-    rest = f", and what {', '.join(unknown)} take, which were not timed here" if unknown else ""
+        jobs = [job for job in plan.jobs() if job.method == name]
+        users = sum(len(measuring.users(method, job.shown)) for job in jobs)
+        fits = len({job.cost_weight for job in jobs})
+        seeds = min(plan.seeds, plan.slow_seeds) if measuring.slow(method) else plan.seeds
+        places = seeds * max(1, plan.folds)
+        seconds += places * (fits * entry["fit_seconds"] + users * entry["seconds_per_user"])
+    forget_scenarios()
+    rest = f", and what {', '.join(unknown)} take, which tuning did not time" if unknown else ""
     LOG.info("expected: about %.0f minutes of one core%s", seconds / 60, rest)
 
 
@@ -181,15 +191,14 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     args = parse(arguments)
     show_log()
-    torch.set_num_threads(1)
-    given: Sequence[str] = sys.argv[1:] if arguments is None else arguments
+    single_thread()
     if args.data_root:  # not part of the plan: results do not depend on where the data lie
         os.environ["DSA_DATA_ROOT"] = str(args.data_root)
     try:
         plan = read_plan(args)
         plan = claim(args.out, plan)
-        failed = run(plan, args.out, args.workers, args.timing, shown_command(given))
-    except (ValueError, ImportError, OSError, ArtefactError) as error:
+        failed = run(plan, args.out, args.workers, args.timing)
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; the rows so far are in {args.out}. The same command goes on.")
@@ -198,24 +207,32 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{failed} rows failed; the report and results.csv (column status) say which and why.")
 
 
-def shown_command(given: Sequence[str]) -> str:
-    """The command as a page may show it: without anybody's folders."""
-    words = list(given)
-    for flag, instead in (("--out", "results"), ("--data-root", "DATA")):
-        if flag in words:
-            words[words.index(flag) + 1] = instead
-    return shlex.join(["python", "-m", "eval.run", *words])
+def command_of(plan: Plan) -> str:
+    """The one command that makes what a plan measures, however it has grown; without anybody's folders."""
+    usual = parse(["--out", "results"])
+    words = ["--env", plan.env]
+    for name, value in sorted(plan.env_kwargs.items()):
+        words += ["--env-kwargs", f"{name}:{value}"] if name not in PLACES else []
+    if set(plan.methods) != set(METHODS):
+        words += ["--methods", ",".join(plan.methods)]
+    for name in ("seeds", "folds", "cost_weight", "slow_users", "slow_seeds"):
+        if (value := getattr(plan, name)) != getattr(usual, name):
+            words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    for name in ("cost_weights", "shown"):
+        if (values := getattr(plan, name)) != tuple(getattr(usual, name)):
+            words += [f"--{name.replace('_', '-')}", *(f"{value:g}" for value in values)]
+    if plan.curve and set(plan.curve) != {name for name in plan.methods if on_the_curve(name)}:
+        words += ["--curve", ",".join(plan.curve)]
+    return shlex.join(["python", "-m", "eval.run", *words, "--out", "results"])
 
 
-def run(plan: Plan, folder: Path, workers: int, timing: bool, command: str) -> int:
+def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
     """Measure what is missing, put the rows together and write the reports; how many rows failed."""
     start, earlier = time.perf_counter(), 0.0
     if (folder / "run.json").exists():
         earlier = json.loads((folder / "run.json").read_text())["seconds"]
-    say_expected(plan, plan.slow_users)
+    say_expected(plan)
     facts = measure_all(plan, folder, workers)
-    if timing and not (folder / "timing.json").exists():
-        write_atomically(folder / "timing.json", json.dumps(time_methods(plan), indent=1).encode())
     failed = put_together(folder)
     body = {
         "format": FORMAT,
@@ -225,12 +242,21 @@ def run(plan: Plan, folder: Path, workers: int, timing: bool, command: str) -> i
         "seeds": list(range(plan.seeds)),
         "methods": {name: _about(plan, name) for name in plan.methods},
         **facts,
-        "command": command,
+        "command": command_of(plan),
         "seconds": earlier + time.perf_counter() - start,
     }
     write_atomically(folder / "run.json", json.dumps(body, indent=1).encode())
+    if timing:
+        write_timing(plan, folder)
     write_report(read_results(folder), folder)
     return failed
+
+
+def write_timing(plan: Plan, folder: Path) -> None:
+    """Time the methods that ``timing.json`` does not have yet."""
+    path = folder / "timing.json"
+    known = json.loads(path.read_text()) if path.exists() else None
+    write_atomically(path, json.dumps(time_methods(plan, known), indent=1).encode())
 
 
 def _about(plan: Plan, name: str) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     key, table, failed = env_key(args.env, kwargs), [], []
     args.instead = other_values(args.space, kinds)
     users = ValUsers(world_of(args.env, kwargs, args.seed), args.cost_weight, args.val_users)
+    check_fold(users.world)
     for name, kind in kinds.items():
         search = search_key(kind, args)
         entry = read_tuned(args.out).get(key, {}).get(name)
@@ -163,6 +164,15 @@ def other_values(pairs: list[str], kinds: Mapping[str, type[Method]]) -> dict[st
         if not isinstance(values, list) or not values:
             raise ValueError(f"--space {name}: give a list of values, as in '{name}:[1, 2]'; got {values!r}.")
     return given
+
+
+def check_fold(world: World) -> None:
+    """Raise ``ValueError`` where what one fold's val users say would be used for all: they are other folds' test users."""
+    if world.data.population.folds is not None and "fold" not in world.kwargs:
+        raise ValueError(
+            f"the val users of one fold of {world.env} are test users of another: tune one fold for itself (--env-kwargs "
+            "fold:0), or leave the defaults."
+        )
 
 
 def world_of(env: str, kwargs: dict[str, Any], seed: int) -> World:

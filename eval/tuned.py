@@ -14,6 +14,7 @@ import yaml
 
 from backbones.artefacts import write_atomically
 from eval.methods import make_method
+from eval.world import PLACES
 
 PACKAGED = Path(str(files("eval").joinpath("hyperparameters/methods.yml")))
 """The file that the harness reads where no other is named."""
@@ -25,8 +26,6 @@ HEADER = """\
 # cost for methods that trade. `trials`: spent; of these `stopped_early` were given up at a fifth of their training and
 # `failed` gave an error. `seconds_*`: of the winner, on one machine. `search`: a hash of what the search was.
 """
-PLACES = ("data_root",)
-"""Arguments of environments that say where files are, and nothing about what is in them."""
 Entry = dict[str, Any]
 """What is kept of a method in an environment."""
 

@@ -6,6 +6,8 @@ Shapes: U users, P pathways, S statistics, E width of an embedding.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,11 @@ from envs.statistics import Raw
 from eval.group import Group
 from meta.inner import MetaInit
 from users.batch import Batch, Prepared
+
+PLACES = ("data_root",)
+"""Arguments of environments that say where files are, and nothing about what is in them."""
+PACKAGES = ("agents", "backbones", "envs", "eval.methods", "meta", "users")
+"""Whose code is part of what a fit is known by."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,21 @@ class World:
         self, what: str, facts: Mapping[str, Any], make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able facts that ``make`` gives, made once for this world and ``facts``, and kept on disk."""
-        key = cache_key(world=self.scenario.fingerprint, seed=self.seed, **facts)
-        return load_or_make(self.folder / f"{what}-{key}", what, make)
+        return load_or_make(self.folder / f"{what}-{self.key(**facts)}", what, make)
+
+    def key(self, **facts: Any) -> str:
+        """A hash of this world, of the code and of ``facts``: of what is learned here, with them."""
+        arguments = {name: str(value) for name, value in self.kwargs.items() if name not in PLACES}
+        made_of = {"scenario": self.scenario.fingerprint, "precision": self.scenario.made_of.get("precision", "float32")}
+        return cache_key(env=self.env, arguments=arguments, **made_of, seed=self.seed, code=code_hash(), **facts)
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """Of the sources and hyperparameters that anything fitted may depend on: what other code has fitted is fitted anew."""
+    folders = [Path(str(files(package))) for package in PACKAGES]
+    sources = sorted(path for folder in folders for suffix in ("py", "yml") for path in folder.rglob(f"*.{suffix}"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 class _WithoutTest:

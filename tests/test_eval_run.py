@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -12,11 +12,13 @@ import torch
 from envs import MINIATURES
 from eval import replay
 from eval.group import Group
+from eval.measure import support_order
 from eval.methods import METHODS
 from eval.methods.base import Fitted, Method, Predictor, Unchanged
 from eval.parts import Part
+from eval.plan import Plan
 from eval.results import row_check
-from eval.run import main
+from eval.run import command_of, main, parse, read_plan
 from eval.timing import peak_bytes
 from eval.world import World
 
@@ -180,6 +182,88 @@ def test_rows_of_a_method_with_other_settings_are_not_mixed(tmp_path, monkeypatc
     monkeypatch.setattr("eval.run.settings_for", lambda *args: {"steps": 3} if args[-1] == "full_finetune" else {})
     with pytest.raises(SystemExit, match=r"the settings of full_finetune were others \(steps\)"):
         run(tmp_path, "base,full_finetune")
+
+
+@dataclass(frozen=True)
+class Moody(Method):
+    """Cannot be fitted, or not always."""
+
+    well: ClassVar[bool] = False
+
+    def fit(self, world: World, cost_weight: float) -> Fitted:
+        if not self.well:
+            raise FloatingPointError("everything\ndiverged")
+        return Fitted()
+
+    def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
+        return Unchanged(world, len(shown))
+
+
+@pytest.fixture
+def moody(monkeypatch):
+    monkeypatch.setattr(Moody, "well", False)
+    METHODS.register("moody", Moody)
+    yield Moody
+    METHODS.unregister("moody")
+
+
+def test_a_method_that_cannot_be_fitted_is_recorded_and_tried_again_by_the_same_command(moody, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="6 rows failed"):
+        run(tmp_path, "moody,all_on")
+    found = rows(tmp_path)
+    status = {row["method"]: row["status"] for row in found}
+    assert status == {"base": "ok", "moody": "failed: when it was fitted: everything diverged", "all_on": "ok"}
+    assert len(found) == 18
+    monkeypatch.setattr(Moody, "well", True)
+    run(tmp_path, "moody,all_on")
+    found = rows(tmp_path)
+    assert len(found) == 18 and {row["status"] for row in found} == {"ok"}
+
+
+def test_rows_of_two_models_are_not_mixed(tmp_path, monkeypatch):
+    run(tmp_path, "base")
+    monkeypatch.setattr("eval.rows.Measuring.artefacts", lambda self, job: "of another model")
+    with pytest.raises(
+        SystemExit, match=r"seed0.csv has rows of base that were made with another model, .* Choose another --out"
+    ):
+        run(tmp_path, "base,all_on")
+
+
+def test_what_other_code_has_fitted_is_fitted_anew(digits_world, monkeypatch):
+    made = []
+    for code in ("one", "one", "two"):
+        monkeypatch.setattr("eval.world.code_hash", lambda code=code: code)
+        digits_world.kept("test-of-code", {}, lambda: made.append(1) or ({}, {}))
+    assert len(made) == 2
+    monkeypatch.setattr("eval.world.code_hash", lambda: "one")
+    names = {digits_world.key(), replace(digits_world, env="dsa/DigitsResNetLayerwise-v0").key(), digits_world.key(a=1)}
+    assert len({*names, replace(digits_world, kwargs={**digits_world.kwargs, "rank": 3}).key()}) == 4
+    elsewhere = replace(digits_world, kwargs={**digits_world.kwargs, "data_root": "elsewhere"})
+    assert elsewhere.key() == digits_world.key()
+
+
+def test_a_plan_is_in_order_and_its_main_cost_weight_is_among_the_others():
+    plan = Plan(ENV, cost_weight=0.15, cost_weights=(0.3, 0.1), shown=(50, 0, 5))
+    assert (plan.cost_weights, plan.shown) == ((0.1, 0.15, 0.3), (0, 5, 50))
+    more = Plan(ENV, cost_weight=0.15, cost_weights=(0.2,), shown=(10,))
+    assert plan.extended(more).shown == (0, 5, 10, 50)
+
+
+def test_the_command_of_a_folder_makes_all_of_it_and_names_no_place():
+    kwargs = {"meta_steps": 2, "data_root": "/home/somebody/data"}
+    plan = Plan(ENV, kwargs, methods=("base", "all_on"), seeds=2, shown=(0, 5), curve=("all_on",))
+    command = command_of(plan)
+    assert command == (
+        f"python -m eval.run --env {ENV} --env-kwargs meta_steps:2 --methods base,all_on --seeds 2 --shown 0 5 --out results"
+    )
+    again = read_plan(parse(command.split()[3:]))
+    assert replace(again, settings={}) == replace(plan, env_kwargs={"meta_steps": 2})
+
+
+def test_the_curve_shows_the_support_before_anything_else():
+    order = support_order(5, 12, torch.Generator().manual_seed(0))
+    assert sorted(order[:5].tolist()) == [*range(5)] and sorted(order.tolist()) == [*range(12)]
+    assert order.tolist() != [*range(12)]
 
 
 def test_results_of_another_version_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.checkpoint import check_scenario
 from agents.cotrain import meta_config, take_turn
 from agents.run import RunConfig
-from backbones.artefacts import cache_key, exists
+from backbones.artefacts import exists
 from envs.modelled import started_at
 from envs.scenario import Scenario
 from eval.methods.base import Fitted
@@ -76,7 +76,7 @@ class CoTrained(Chooser):
 
     def run_in(self, world: World) -> Path:
         """The run's folder."""
-        return world.folder / f"cotrained-run-{cache_key(world=world.scenario.fingerprint, **self.facts_in(world))}"
+        return world.folder / f"cotrained-run-{world.key(**self.facts_in(world))}"
 
     def _co_trained(self, world: World) -> MetaInit:
         """The initialisation after the turn, which is taken, gone on with, or only read."""

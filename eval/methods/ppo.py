@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.checkpoint import POLICY, build_policy, choose_plans
 from agents.learning import learn
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters
-from backbones.artefacts import cache_key, load_artefact
+from backbones.artefacts import load_artefact
 from envs import known_spec
 from envs.cost_weights import CostWeight
 from envs.rules import Rules
@@ -54,7 +54,7 @@ class Gating(Chooser):
         config = self._config(world, RANGE if self.one_for_all else cost_weight)
         _check(config.rules.weight, cost_weight)
         facts: Mapping[str, Any] = {"config": asdict(config)}
-        run = world.folder / f"ppo-run-{cache_key(world=world.scenario.fingerprint, **facts)}"
+        run = world.folder / f"ppo-run-{world.key(**facts)}"
         with undisturbed():
             return Fitted(*world.kept("ppo", facts, lambda: _trained(config, world, run)))
 
