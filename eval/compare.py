@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.bootstrap import Values, paired_difference
+from agents.bootstrap import paired_difference
+from eval.panel import Panel, Rows
 from eval.report.tables import Line, Table, code, figure_text
 from eval.results import NONE, Results, ResultsError, read_results
 from eval.statistics import Comparison, Difference, corrected, sign_flip
@@ -28,9 +29,14 @@ What = tuple[str, float | None, int]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Positions of rows in both folders, by what they are of: ``[N]`` each, of the same users in the same order."""
+    """Rows of both folders, by what they are of: ``[N]`` each, of the same users in the same order.
 
-    first: dict[What, list[int]]
+    Attributes:
+        panel: of the first folder. first: its rows. second: positions in the other's columns.
+    """
+
+    panel: Panel
+    first: dict[What, Rows]
     second: dict[What, list[int]]
 
 
@@ -67,13 +73,15 @@ def check_same_people(first: Results, second: Results) -> None:
 
 def paired(first: Results, second: Results) -> Pairs:
     """Rows that both folders have. Raises :class:`ResultsError` if there are none."""
-    one, other = positions(first), positions(second)
-    pairs = Pairs({}, {})
-    for what in one:
-        common = [who for who in one[what] if who in other.get(what, {})]
-        if common:
-            pairs.first[what] = [one[what][who] for who in common]
-            pairs.second[what] = [other[what][who] for who in common]
+    other, pairs = positions(second), Pairs(Panel(first), {}, {})
+    for what, mine in positions(first).items():
+        theirs = other.get(what, {})
+        partner = {at: theirs[who] for who, at in mine.items() if who in theirs}
+        rows = pairs.panel.rows(*what)
+        kept = np.isin(rows.at, list(partner))
+        if kept.any():
+            pairs.first[what] = Rows(rows.at[kept], rows.who[kept])
+            pairs.second[what] = [partner[at] for at in rows.at[kept].tolist()]
     if not pairs.first:
         raise ResultsError(
             f"{first.folder} and {second.folder} have no row in common: no user was measured by the same method in the same "
@@ -85,24 +93,13 @@ def paired(first: Results, second: Results) -> Pairs:
 def differences(first: Results, second: Results, pairs: Pairs, measure: str) -> dict[What, Comparison]:
     """``second - first`` in a measure; rewards are left out where the folders' cost weights differ."""
     family: dict[What, Difference | None] = {}
-    for what, at in pairs.first.items():
+    for what, rows in pairs.first.items():
         if measure == "reward" and what[1] is None and first.run.cost_weight != second.run.cost_weight:
             continue
-        values = second[measure][pairs.second[what]] - first[measure][at]
-        each = _units(first, np.array(at), values)
+        each = pairs.panel.units(rows, second[measure][pairs.second[what]] - first[measure][rows.at])
         interval = paired_difference(each, [np.zeros(len(part)) for part in each])
-        users = len(at) if first.run.simulated else len(each[0])
-        family[what] = Difference(interval, sign_flip(each), users, len(set(first["seed"][at].tolist())))
+        family[what] = Difference(interval, sign_flip(each), *pairs.panel.counts(rows))
     return corrected(family)
-
-
-def _units(results: Results, at: np.ndarray, values: Values) -> list[Values]:
-    """Values per seed; of real people their means over seeds (:mod:`eval.panel`)."""
-    if results.run.simulated:
-        seeds = results["seed"][at]
-        return [values[seeds == seed] for seed in np.unique(seeds)]
-    place = np.unique(results["user"][at].astype(str), return_inverse=True)[1]
-    return [np.bincount(place, values) / np.bincount(place)]
 
 
 def table(first: Results, second: Results, pairs: Pairs) -> Table:
@@ -115,7 +112,7 @@ def table(first: Results, second: Results, pairs: Pairs) -> Table:
         one = found["accuracy"][what]
         row = [method, figure_text(weight, "g"), "all" if shown == NONE else str(shown), str(one.users), str(one.seeds)]
         row += [_said(found[measure].get(what)) for measure in MEASURES]
-        cost = np.mean(second["cost"][pairs.second[what]] - first["cost"][pairs.first[what]])
+        cost = np.mean(second["cost"][pairs.second[what]] - first["cost"][pairs.first[what].at])
         lines.append(Line([*row, f"{cost:+.3f}"]))
     note = (
         f"{second.folder} less {first.folder}, paired over the users, seeds and folds that both have; 95 % bootstrap "

@@ -24,6 +24,8 @@ from eval.headline import Run, finished, read_run, text_of, write_between_marker
 BEGIN, END = "<!-- populations: begin -->", "<!-- populations: end -->"
 
 
+WHOLE = ("--env-kwargs", "shrink:false")
+"""The table is of adapters that know whole supports alone, as they were before :mod:`meta.shrinkage`."""
 QUICK = ("-P", "search:false")
 """The tables show no searches, which take longest where P > 8."""
 
@@ -51,7 +53,7 @@ class Row:
         folds = range(self.folds) if self.folds else [None]
         more = [[] if fold is None else ["--env-kwargs", f"fold:{fold}"] for fold in folds]
         return [
-            (f"{name}-seed{seed}" + ("" if fold is None else f"-fold{fold}"), [*self.extra, *flags])
+            (f"{name}-seed{seed}" + ("" if fold is None else f"-fold{fold}"), [*WHOLE, *self.extra, *flags])
             for fold, flags in zip(folds, more, strict=True)
         ]
 

@@ -13,21 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError
 from backbones.threads import usable_cores
 from envs.scenario import forget_scenarios
 from eval.plan import Job, Place, Plan
-from eval.results import COLUMNS, altered, format_row, rows_of
+from eval.results import BINS, COLUMNS, altered, format_row, rows_of
 from eval.rows import Measuring
 from meta.arguments import show_log
 
 EXACT = ("status", "mask", "examples", "labels", "adaptations", "trainable", "active", "stored", "group")
-CLOSE = {"accuracy": 0.0, "cost": 1e-9, "log_likelihood": 1e-3}
-"""How far a figure may be off: accuracies not at all, log-likelihoods by rounding in another order of users."""
+CLOSE = {"cost": 1e-9, "active_fraction": 1e-9, "log_likelihood": 1e-3}
+"""How far a figure may be off: sizes by rounding, log-likelihoods by rounding in another order of users."""
 FLIPS = 1
-"""Query examples whose two best classes may change places by rounding."""
+"""Query examples whose two best classes may change places by rounding: the accuracy may be off by their share (and
+the reward with it), the hits that calibration counts by their number."""
+CONFIDENCE = 1e-3
+"""By what share a sum of confidences may be off."""
 
 
 def plan_of(folder: Path) -> Plan:
@@ -43,11 +47,42 @@ def differences(row: Mapping[str, str], again: Mapping[str, str]) -> list[str]:
     found = [f"{name} {row[name] or '-'} is now {again[name] or '-'}" for name in EXACT if row[name] != again[name]]
     if row["status"] != "ok" or again["status"] != "ok":
         return found
-    for name, room in CLOSE.items():
-        slack = FLIPS / float(row["examples"]) if name == "accuracy" else room
-        if abs(float(row[name]) - float(again[name])) > slack + 1e-12:
-            found.append(f"{name} {row[name]} is now {again[name]}")
+    flipped = FLIPS / max(1.0, float(row["examples"]))
+    for name, room in {"accuracy": flipped, **CLOSE}.items():
+        if _apart(row[name], again[name], room):
+            found.append(f"{name} {row[name] or '-'} is now {again[name] or '-'}")
+    due = float(row["accuracy"]) + float(again["reward"]) - float(again["accuracy"])
+    if abs(float(row["reward"]) - due) > CLOSE["cost"]:  # a flip moves it exactly as far as the accuracy
+        found.append(f"reward {row['reward']} is now {due}, by the row's accuracy")
+    if not calibrated_alike(row["calibration"], again["calibration"]):
+        found.append(f"calibration {row['calibration']} is now {again['calibration']}")
     return found
+
+
+def _apart(one: str, other: str, room: float) -> bool:
+    """Whether two cells of numbers differ by more than rounding makes them; an empty one differs from all others."""
+    return one != other and ("" in (one, other) or abs(float(one) - float(other)) > room + 1e-12)
+
+
+def calibrated_alike(one: str, other: str) -> bool:
+    """Whether two cells of calibration (:func:`eval.measure.calibration`) differ by no more than rounding makes them.
+
+    An example at the edge of a bin may change bins, so that only totals are alike; and what the expected calibration error
+    adds up, how far each bin's hits are from its confidences, may move by two for that example and by one for each flip.
+    """
+    counts, sums, hits = zip(*(_bins(cell) for cell in (one, other)), strict=True)
+    gaps = [np.abs(hit - total).sum() for hit, total in zip(hits, sums, strict=True)]
+    return bool(
+        counts[0].sum() == counts[1].sum()
+        and abs(hits[0].sum() - hits[1].sum()) <= FLIPS
+        and abs(sums[0].sum() - sums[1].sum()) <= CONFIDENCE * sums[1].sum() + 1e-12
+        and abs(gaps[0] - gaps[1]) <= 2 + FLIPS + CONFIDENCE * sums[1].sum()
+    )
+
+
+def _bins(cell: str) -> NDArray[np.float64]:
+    """Counts, sums of confidences and hits ``[3, BINS]``. Raises ``ValueError`` for a cell that holds something else."""
+    return np.array(cell.replace(":", ";").split(";"), np.float64).reshape(BINS, 3).T
 
 
 def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[str]]:

@@ -114,7 +114,8 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             _check_header(path, names)
             for cells in reader:
                 if len(cells) != len(names):
-                    raise _malformed(path, reader.line_num, f"it has {len(cells)} cells instead of {len(names)}")
+                    problem = f"it has {len(cells)} cells instead of {len(names)}"
+                    raise _malformed(path, reader.line_num, problem, dict(zip(names, cells, strict=False)))
                 yield reader.line_num, dict(zip(names, cells, strict=True))
     except FileNotFoundError as error:
         raise ResultsError(f"{path} is missing; python -m eval.run writes it.") from error
@@ -142,11 +143,14 @@ def read_results(folder: Path) -> Results:
         try:
             row = _parsed(cells, run)
         except ValueError as error:
-            raise _malformed(path, line, str(error)) from error
+            raise _malformed(path, line, str(error), cells) from error
         key = tuple(cells[name] for name in KEY)
         if key in seen:
             said = ", ".join(f"{name} {cell}" for name, cell in zip(KEY, key, strict=True) if cell)
-            raise ResultsError(f"{path}, line {line}: the same row as line {seen[key]} ({said}); remove one of them.")
+            raise ResultsError(
+                f"{path}, line {line}: the same row as line {seen[key]} ({said}). Remove one of them from {_part_of(cells)}; "
+                "python -m eval.run puts the rows together again."
+            )
         seen[key] = line
         lines.append(line)
         for name, value in row.items():
@@ -200,5 +204,16 @@ def _check_header(path: Path, names: list[str]) -> None:
         raise ResultsError(f"{path} lacks the columns {', '.join(missing)}; it was not written by this version ({FORMAT}).")
 
 
-def _malformed(path: Path, line: int, problem: str) -> ResultsError:
-    return ResultsError(f"{path}, line {line}: {problem}. Remove the line; python -m eval.run makes the row again.")
+def _malformed(path: Path, line: int, problem: str, cells: Mapping[str, str]) -> ResultsError:
+    return ResultsError(
+        f"{path}, line {line}: {problem}. Remove this line from {_part_of(cells)}, which the file is put together from; python "
+        "-m eval.run makes the row again."
+    )
+
+
+def _part_of(cells: Mapping[str, str]) -> str:
+    """The file that a row was read from before all were put together, as far as its cells tell (:mod:`eval.parts`)."""
+    seed, fold = (cells.get(name, "") for name in ("seed", "fold"))
+    if not re.fullmatch(r"\d+,\d*", f"{seed},{fold}"):
+        return "its file in parts/ (seedN.csv, or seedN-foldK.csv)"
+    return f"parts/seed{seed}-fold{fold}.csv" if fold else f"parts/seed{seed}.csv"

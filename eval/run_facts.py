@@ -34,8 +34,8 @@ class RunFacts:
         cost_weight: that the tables are about. cost_weights: at which methods with a trade-off were measured.
         simulated: whether every seed redraws the users; else they are the same people in every seed.
         population: its name. classes: C. pathways: names ``[P]``. costs: their shares of ``C(all_on)``, ``[P]``.
-        shown: sizes of the support-size curve. methods: by name. refused: methods that have no meaning here, and why.
-        command: that made the rows. seconds: it took.
+        shown: sizes of the support-size curve. few_shown: those of methods that train through the backbone.
+        methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: it took.
     """
 
     version: str
@@ -51,6 +51,7 @@ class RunFacts:
     pathways: list[str]
     costs: list[float]
     shown: list[int]
+    few_shown: list[int]
     methods: Mapping[str, MethodFacts]
     refused: Mapping[str, str]
     command: str

@@ -36,7 +36,7 @@ def kind(method: str, scope: str) -> str:
         return KINDS[0]
     if scope.startswith("mask"):
         return KINDS[3]
-    return KINDS[2] if method.startswith(("meta_", "all_on")) else KINDS[1]
+    return KINDS[2] if method.startswith(("meta_", "all_on", "cotrained_all_on")) else KINDS[1]
 
 
 def summarise(results: Results) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def summarise(results: Results) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{name: getattr(run, name) for name in ("version", "env", "population", "classes", "command", "seconds", "folds")},
-        **{name: getattr(run, name) for name in ("seeds", "simulated", "cost_weight", "cost_weights", "pathways", "shown")},
+        **{name: getattr(run, name) for name in ("seeds", "simulated", "cost_weight", "cost_weights", "pathways")},
+        "shown": [size for size in _sizes(panel) if any(str(size) in one["curve"] for one in methods.values())],
         "subject": SUBJECT if methods.get(SUBJECT, {}).get("users") else None,
         "refused": dict(run.refused),
         "gain_edges": edges.tolist(),
@@ -117,13 +118,18 @@ def _gate_rates(panel: Panel, rows: Rows) -> dict[str, Any]:
 
 
 def _curve(panel: Panel, name: str) -> dict[str, Any]:
-    """Gain over ``base`` by number of support examples shown."""
+    """Gain over ``base`` by number of examples shown, the smallest number first."""
     found = {}
-    for size in panel.run.shown:
+    for size in _sizes(panel):
         gain = difference(panel, panel.rows(name, shown=size), panel.rows("base"), "accuracy")
         if gain is not None:
             found[str(size)] = {**asdict(gain.interval), "users": gain.users, "seeds": gain.seeds}
     return found
+
+
+def _sizes(panel: Panel) -> list[int]:
+    """Numbers of examples on the curve, of methods that train through the backbone (which have fewer) and of the others."""
+    return sorted({*panel.run.shown, *panel.run.few_shown})
 
 
 def _edges(panel: Panel, names: Iterable[str]) -> NDArray[np.float64]:

@@ -3,8 +3,9 @@
 Seconds are medians with quartiles; memory is the most that torch held at once beyond what it held before.
 """
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, cast
@@ -19,10 +20,11 @@ from tqdm.auto import tqdm
 from backbones.pathways import Frozen
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor
-from eval.plan import Plan
-from eval.rows import Measuring
+from eval.plan import BASE, Plan
+from eval.rows import FAILURES, Measuring, reason_of
 from users.batch import Batch
 
+LOG = logging.getLogger("dsa")
 REPEATS = 9
 USERS = 64
 """Different users in a batch."""
@@ -68,7 +70,7 @@ class Timed:
     """A method that is ready to be timed.
 
     Attributes:
-        fit_seconds: next to nothing where the fit came from the disk.
+        fit_seconds: what fitting took when it was done, however long ago.
         one, many: predictors of one user, and of :data:`USERS` users (or :data:`LOADED`, in turns).
     """
 
@@ -85,9 +87,7 @@ def ready(measuring: Measuring, name: str) -> Timed:
     """Fit a method and personalise the users whose predictions are timed."""
     plan, method = measuring.plan, measuring.plan.method(name)
     weight = plan.cost_weight if method.trades else None
-    start = time.perf_counter()
-    fitted = measuring.fitted(name, weight)
-    seconds = time.perf_counter() - start
+    fitted, seconds = measuring.fitted(name, weight), measuring.fit_seconds(name, weight)
     shown, count = measuring.shown(method, None), LOADED if method.through_backbone else USERS
     order = [i % len(shown) for i in range(count)]
 
@@ -97,25 +97,50 @@ def ready(measuring: Measuring, name: str) -> Timed:
     return Timed(method, fitted, seconds, shown, of(order[:1]), of(order), count)
 
 
-def time_methods(plan: Plan) -> dict[str, Any]:
-    """``timing.json``: every method of a plan at its first place."""
+def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``timing.json``: every method of a plan at its first place.
+
+    Args:
+        plan: whose methods.
+        known: what an earlier call returned. Its figures stay, and only methods that it lacks are timed, with ``base`` beside
+            them: ``later`` lists these methods and what ``base`` took in the same turns, so that a machine which was slower or
+            faster then can be told. Figures of other repeats, users or threads are not kept.
+    """
+    how = {"threads": torch.get_num_threads(), "repeats": REPEATS, "users": USERS}
+    if known is None or any(known.get(name) != value for name, value in how.items()):
+        known = {**how, "methods": {}}
+    there = known["methods"]
+    if there.keys() >= {*plan.methods}:
+        return dict(known)
     place = plan.places[0]
     measuring = Measuring(plan, place, plan.scenario(place))
-    names = [name for name in plan.methods if not plan.method(name).refuses(measuring.world)]
-    methods = {name: ready(measuring, name) for name in tqdm(names, desc="ready to be timed", unit="method")}
+    missing = [name for name in plan.methods if name not in there and not plan.method(name).refuses(measuring.world)]
+    if not missing:
+        return dict(known)
+    found = _in_turns(measuring, [BASE, *missing] if BASE in there else missing)
+    if BASE not in there:
+        return {**known, "methods": {**there, **found}}
+    added = {name: one for name, one in found.items() if name != BASE}
+    later = [{"methods": [*added], "base": found[BASE]}] if added else []
+    return {**known, "methods": {**there, **added}, "later": [*known.get("later", []), *later]}
+
+
+def _in_turns(measuring: Measuring, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Figures by method, of those that did not fail."""
+    methods = {}
+    for name in tqdm(names, desc="ready to be timed", unit="method"):
+        try:
+            methods[name] = ready(measuring, name)
+        except FAILURES as error:  # its rows say so too
+            LOG.warning("%s is not timed, it failed: %s", name, reason_of(error))
     inputs = _inputs(measuring)
-    taken: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    taken: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
     for turn in tqdm(range(REPEATS + 1), desc="timing, in turns", unit="turn"):
         for name, timed in methods.items():
             for what, seconds in _turn(measuring, timed, inputs, turn).items():
                 if turn:  # the first one warms up
                     taken[name].setdefault(what, []).append(seconds)
-    return {
-        "threads": torch.get_num_threads(),
-        "repeats": REPEATS,
-        "users": USERS,
-        "methods": {name: _summary(measuring, timed, taken[name], inputs) for name, timed in methods.items()},
-    }
+    return {name: _summary(measuring, timed, taken[name], inputs) for name, timed in methods.items()}
 
 
 def _inputs(measuring: Measuring) -> dict[str, Tensor]:

@@ -60,6 +60,7 @@ def write_results(
     simulated: bool = True,
     folds: int | None = None,
     shown: Sequence[int] = (0, 1, 5),
+    few_shown: Sequence[int] | None = None,
     fewer: int | None = None,
     failing: Mapping[tuple[str, str], str] | None = None,
     names: Sequence[str] | None = None,
@@ -73,7 +74,7 @@ def write_results(
     Args:
         folder: made if it is missing.
         specs: the methods. users: per seed. seeds: 0, 1, .... simulated: whether seeds redraw users. folds: users are dealt to.
-        shown: sizes of the support-size curve. fewer: of users (in seed 0) for methods through a text backbone.
+        shown: sizes of the support-size curve. few_shown: those of methods through a text backbone, if they differ. fewer: of users (in seed 0) for methods through a text backbone.
         failing: reasons by method and user. names: of users. groups: dealt to users in turn. timing: whether to write it.
         draw: of the random numbers; users' own accuracies without personalisation do not depend on it.
         facts: of ``run.json``, to change.
@@ -83,6 +84,7 @@ def write_results(
     run = {"format": FORMAT, "version": "0.0", "env": "dsa/Made-up-v0", "env_kwargs": {}, "seeds": list(range(seeds))}
     run |= {"folds": folds, "cost_weight": 0.1, "cost_weights": list(WEIGHTS), "simulated": simulated, "population": "made-up"}
     run |= {"classes": 4, "pathways": list(PATHWAYS), "costs": [0.2] * len(PATHWAYS), "shown": list(shown)}
+    run |= {"few_shown": list(shown if few_shown is None else few_shown)}
     run |= {"methods": {name: spec.facts() for name, spec in specs.items()}, "refused": {"prefix": "no attention here"}}
     run |= {"command": f"python -m eval.run --env dsa/Made-up-v0 --out {folder.name}", "seconds": 12.5, **facts}
     (folder / "run.json").write_text(json.dumps(run))
@@ -102,7 +104,7 @@ def write_results(
                         continue
                     rng = np.random.default_rng([draw, seed, index, position])
                     reason = (failing or {}).get((name, user))
-                    for weight, size in _places(spec, run["cost_weight"], shown):
+                    for weight, size in _places(spec, run["cost_weight"], run["few_shown"] if spec.through_backbone else shown):
                         row = {**known, "method": name, "cost_weight": weight, "shown": size}
                         made = _row(spec, start, index % len(groups), weight, size, rng)
                         writer.writerow(format_row({**row, **(_failed(reason, made) if reason else made)}))

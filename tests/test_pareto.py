@@ -9,6 +9,8 @@ from envs.oracles import FormulaOracle, all_masks
 from envs.planted import planted
 from eval import fronts
 from eval.pareto import concave_front, hypervolume, interpolated, mean_points, pareto_front, simultaneous_band
+from eval.statistics import holm
+from eval.tradeoff import RESAMPLES, _leads, _two_sided
 
 POINTS = np.array([[0.5, 0.7], [0.0, 0.5], [0.5, 0.6], [0.2, 0.55], [1.0, 0.85], [1.0, 0.85], [0.7, 0.65]])
 
@@ -34,6 +36,19 @@ def test_interpolation_is_the_line_between_corners_and_flat_beyond_the_dearest()
 def test_below_the_cheapest_point_there_is_nothing():
     with pytest.raises(ValueError, match=r"no point is as cheap as 0\.1, the cheapest costs 0\.2"):
         interpolated(np.array([[0.2, 0.6]]), np.array([0.1]))
+
+
+def test_many_leads_at_once_are_each_how_far_the_front_is_below_the_subject():
+    rng = np.random.default_rng(0)
+    means = np.round(rng.random((500, 8, 2)), 1)  # so coarse that costs and accuracies are often equal
+    means[:, 1, 0] = 0.0  # base
+    by_hand = [one[0, 1] - interpolated(one[1:], one[:1, 0])[0] for one in means]
+    np.testing.assert_allclose(_leads(means.reshape(500, -1)), by_hand, atol=1e-12)
+
+
+def test_p_values_of_a_bootstrap_are_small_enough_for_many_rivals():
+    p_value = _two_sided(np.ones(RESAMPLES))
+    assert holm([p_value] * 100)[0] < 0.05
 
 
 def test_hypervolume_of_two_steps():

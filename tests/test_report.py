@@ -1,5 +1,6 @@
 """What readers get: the page, the Markdown, TensorBoard, and the figures."""
 
+import csv
 import html.parser
 import json
 import re
@@ -19,7 +20,7 @@ from eval.report.sentences import markdown, sentences
 from eval.report.tables import Line, Table, markdown_text, short
 from eval.results import read_results
 from eval.run_facts import ResultsError
-from eval.summary import summarise
+from eval.summary import kind, summarise
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -98,7 +99,7 @@ def test_every_figure_has_a_title_a_text_and_labelled_axes(summary):
     for name, axes in {
         "fronts": ("cost: active parameters, share of all pathways on", "accuracy on query examples"),
         "gains": ("gain in accuracy",),
-        "curve": ("support examples of the user", "gain in accuracy over base"),
+        "curve": ("labelled examples of the user (support first, then validation)", "gain in accuracy over base"),
         "gates": ("group of users", "share of users with the pathway on, %"),
         "personalising": ("seconds",),
         "predicting": ("milliseconds",),
@@ -207,11 +208,76 @@ def test_sentences_say_where_the_subject_wins_ties_and_loses(tmp_path):
     )
 
 
-def test_a_method_that_differs_from_base_without_examples_is_called_a_defect(folder, summary):
+@pytest.mark.parametrize("name", ["head", "ppo"])
+def test_a_method_that_differs_from_base_without_examples_is_called_a_defect(summary, name):
     assert not any("defect" in line for line in sentences(summary))
     summary = json.loads(json.dumps(summary))
-    summary["methods"]["head"]["curve"]["0"]["high"] = 0.01
-    assert any("a defect: `head`." in line for line in sentences(summary))
+    summary["methods"][name]["curve"]["0"]["high"] = 0.01
+    assert any(f"a defect: `{name}`." in line for line in sentences(summary))
+
+
+def table_cells(summary, title):
+    """Cells by the first of a line, of the table under a title."""
+    lines = markdown(summary).split(f"**{title}")[1].split("\n**")[0].splitlines()
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.fixture
+def dropping(tmp_path):
+    """Users u000 to u003 alone have five examples; full_finetune has a curve of its own, and eight users of one seed."""
+    write_results(tmp_path, few_shown=(2, 5), fewer=8)
+    path = tmp_path / "results.csv"
+    rows = list(csv.reader(path.open(newline="")))
+    shown, user = (rows[0].index(name) for name in ("shown", "user"))
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(row for row in rows if row[shown] != "5" or row[user] <= "u003")
+    return summarise(read_results(tmp_path))
+
+
+def test_the_curve_has_the_sizes_of_all_methods_and_says_of_how_many_users_they_are(dropping):
+    assert dropping["shown"] == [0, 1, 2, 5]
+    cells = table_cells(dropping, "Gain by number of labelled examples of the user (support first, then validation)")
+    assert cells["method"] == ["0", "1", "2", "5", "the support (20 in the mean)"]
+    assert cells["users"] == ["80", "80", "8", "4 - 8", "8 - 80"]
+    slow = cells["full_finetune (8 users, 1 seed)"]
+    assert slow[:2] == ["-", "-"] and slow[2] != "-" and slow[3] != "-"
+    text = markdown(dropping)
+    assert "Users with fewer examples drop out" in text and "methods that see validation labels as well have all" in text
+
+
+def test_the_points_of_the_curve_say_of_how_many_users_they_are(dropping):
+    titles = [item.title for item in pictures(dropping)["curve"].items if isinstance(item, Mark) and item.title]
+    assert any(title.startswith("ppo, 5 examples, 8 users: +") for title in titles)
+    assert any(title.startswith("full_finetune, 5 examples, 4 users: +") for title in titles)
+    assert "drop out" in page(dropping).split("<h3>Gain by number")[1].split("</figure>")[0]
+
+
+def test_the_axis_of_the_curve_fits_its_picture(dropping):
+    picture = pictures(dropping)["curve"]
+    (axis,) = [item for item in picture.items if isinstance(item, Text) and item.text.startswith("labelled examples")]
+    assert axis.x - axis.width / 2 >= 0 and axis.x + axis.width / 2 <= picture.width
+
+
+def test_what_trains_the_whole_model_is_told_from_what_trains_a_user():
+    assert kind("cotrained_all_on", "user") == kind("all_on", "user") == "meta-learned dense"
+    assert kind("cotrained", "mask per user, amortised") == "masks" and kind("head", "user") == "per user"
+
+
+def test_seconds_are_called_medians_with_quartiles(folder, summary):
+    texts = ((folder / "report.html").read_text(), (folder / "results.md").read_text())
+    assert all("edian (quartiles)" in text and "least - most" not in text and "least to most" not in text for text in texts)
+    titles = [item.title for item in pictures(summary)["personalising"].items if isinstance(item, Box)]
+    assert "head: median (quartiles) 0.011 (0.0088 - 0.0165) s" in titles
+
+
+def test_what_was_timed_later_is_named_with_the_speed_of_the_anchor(summary):
+    assert "Timed later" not in markdown(summary)
+    summary = json.loads(json.dumps(summary))
+    base = json.loads(json.dumps(summary["timing"]["methods"]["base"]))
+    base["inference_ms"]["one user, 1 example"]["median"] *= 1.25
+    summary["timing"]["later"] = [{"methods": ["head", "ppo"], "base": base}]
+    assert "Timed later: head, ppo; in the same turns base took 1.25 times as long as before" in markdown(summary)
 
 
 def test_markdown_names_the_command_and_every_method(folder, summary):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from synthetic_results import SPECS, write_results
 
-from eval.results import COLUMNS, HEADER, NONE, altered, format_row, read_results, row_check, rows_of
+from eval.replay import differences
+from eval.results import COLUMNS, HEADER, KEY, NONE, altered, format_row, read_results, row_check, rows_of
 from eval.run_facts import ResultsError
 
 FEW = {name: SPECS[name] for name in ("base", "head", "ppo")}
@@ -82,13 +83,22 @@ def test_users_with_commas_and_quotes_in_their_names_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda lines: lines.__setitem__(3, lines[3].rpartition(",")[0]), r"line 4: it has 22 cells instead of 23\. Remove"),
+        (
+            lambda lines: lines.__setitem__(3, lines[3].rpartition(",")[0]),
+            r"line 4: it has 22 cells instead of 23\. Remove this line from parts/seed0\.csv",
+        ),
         (lambda lines: lines.__setitem__(3, lines[3].replace(",ok,", ",fine,")), "line 4: status is 'fine'"),
-        (lambda lines: lines.__setitem__(3, "x" + lines[3][1:]), "line 4: seed is 'x0?', not a number"),
+        (
+            lambda lines: lines.__setitem__(3, "x" + lines[3][1:]),
+            r"line 4: seed is 'x0?', not a number\. Remove this line from its file in parts/ \(seedN",
+        ),
         (lambda lines: lines.__setitem__(1, lines[1].replace("00000,", "00001002,")), "line 2: mask is '00001002', not 5 bits"),
         (lambda lines: lines.__setitem__(1, lines[1].replace("0:0.0:0;", "0:0;", 1)), "line 2: calibration is"),
         (lambda lines: lines.__setitem__(1, lines[1].replace("base", "bass")), "line 2: run.json knows no method 'bass'"),
-        (lambda lines: lines.append(lines[7]), r"the same row as line 8 \(seed 0, method"),
+        (
+            lambda lines: lines.append(lines[7]),
+            r"the same row as line 8 \(seed 0, method.*\)\. Remove one of them from parts/seed0\.csv",
+        ),
         (lambda lines: lines.__setitem__(0, lines[0].replace("accuracy", "akkuratesse")), "lacks the columns accuracy"),
     ],
 )
@@ -131,3 +141,71 @@ def test_missing_rows_are_named(folder):
     (folder / "results.csv").unlink()
     with pytest.raises(ResultsError, match=r"results\.csv is missing; python -m eval\.run writes it"):
         read_results(folder)
+
+
+def test_a_malformed_row_of_a_fold_is_in_the_part_of_the_fold(tmp_path):
+    write_results(tmp_path, FEW, users=3, seeds=2, folds=3)
+    edited(tmp_path, lambda lines: lines.__setitem__(-1, lines[-1].replace(",ok,", ",fine,")))
+    with pytest.raises(ResultsError, match=r"status is 'fine'.* Remove this line from parts/seed1-fold2\.csv"):
+        read_results(tmp_path)
+
+
+# Rows that are measured again.
+
+QUERY = "10:6.5:7;20:15.0:14;10:9.0:9" + ";0:0.0:0" * 7
+"""Calibration of 40 examples, of which 30 are hits."""
+
+
+@pytest.fixture
+def row(folder):
+    """A row of ppo, with the calibration :data:`QUERY`."""
+    found = next(cells for _, cells in rows_of(folder / "results.csv") if cells["method"] == "ppo" and "1" in cells["mask"])
+    return changed(found, calibration=QUERY)
+
+
+def changed(row, **cells):
+    """A row with other cells, and with the check that belongs to them."""
+    row = {**row, **{name: value if isinstance(value, str) else repr(value) for name, value in cells.items()}}
+    return {**row, "check": row_check(row)}
+
+
+def test_a_row_that_is_measured_the_same_again_does_not_differ(row):
+    assert differences(row, row) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "forge"),
+    [
+        ("reward", lambda row: {"reward": float(row["reward"]) + 0.001}),
+        ("active_fraction", lambda row: {"active_fraction": 0.1}),
+        ("active_fraction", lambda row: {"active_fraction": ""}),
+        ("cost", lambda row: {"cost": float(row["cost"]) + 0.001}),
+        ("accuracy", lambda row: {"accuracy": float(row["accuracy"]) + 0.06}),
+        ("log_likelihood", lambda row: {"log_likelihood": float(row["log_likelihood"]) + 0.01}),
+        ("calibration", lambda row: {"calibration": QUERY.replace("20:15.0:14", "19:15.0:14")}),  # an example less
+        ("calibration", lambda row: {"calibration": QUERY.replace("20:15.0:14", "20:15.0:16")}),  # two hits more
+        ("calibration", lambda row: {"calibration": QUERY.replace("20:15.0:14", "20:14.9:14")}),  # less sure
+        ("calibration", lambda row: {"calibration": QUERY.replace(":7;20:15.0:14", ":3;20:15.0:18")}),  # hits moved
+    ],
+)
+def test_a_row_that_was_forged_with_its_check_is_named(row, name, forge):
+    forged = changed(row, **forge(row))
+    assert row_check(forged) == forged["check"]
+    assert [said.split()[0] for said in differences(forged, row) if said.startswith(name)] == [name]
+
+
+def test_a_flip_and_an_example_that_changes_bins_by_rounding_are_no_difference(row):
+    again = changed(
+        row,
+        accuracy=float(row["accuracy"]) + 1 / 40,
+        reward=float(row["reward"]) + 1 / 40,
+        log_likelihood=float(row["log_likelihood"]) + 1e-5,
+        calibration=QUERY.replace("10:6.5:7;20:15.0:14", "9:5.8001:7;21:15.7001:15"),
+    )
+    assert differences(row, again) == [] == differences(again, row)
+
+
+def test_rows_that_failed_are_compared_by_their_status(row):
+    failed = changed({name: row[name] if name in KEY else "" for name in COLUMNS}, status="failed: no")
+    assert differences(failed, failed) == []
+    assert any(said.startswith("status ok is now failed: no") for said in differences(row, failed))

@@ -1,6 +1,6 @@
 """The tables of a report, from a summary (:mod:`eval.summary`)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eval.pareto import WORST_COST
@@ -9,6 +9,8 @@ from eval.summary import KINDS
 
 Summary = Mapping[str, Any]
 FLIPPED = {"above": "below", "below": "above"}
+EXAMPLES = "labelled examples of the user (support first, then validation)"
+"""In whose order the support curve shows examples."""
 INFERENCE = ("one user, 1 example", "one user, 64 examples", "64 users, 1 example each")
 
 
@@ -116,16 +118,38 @@ def mask_table(summary: Summary) -> Table:
 
 
 def curve_table(summary: Summary) -> Table:
-    """Gain over base by number of support examples."""
+    """Gain over base by number of labelled examples, with how many users each number is of."""
     sizes = [str(size) for size in summary["shown"]]
+    curves = {name: one for name, one in measured(summary).items() if one["curve"] and name != "base"}
+    wholes = {name: one["against"].get("base", {}).get("accuracy", {}) for name, one in curves.items()}
     cells = {}
-    for name, method in measured(summary).items():
-        if method["curve"] and name != "base":
-            row = [figure_text(method["curve"].get(size, {}).get("mean"), "+.3f") for size in sizes]
-            whole = method["against"].get("base", {}).get("accuracy", {}).get("mean")
-            cells[name] = [titled(name, method, summary), *row, figure_text(whole, "+.3f")]
-    note = "Gain in accuracy over base after so many of the user's support examples; without any it must be zero."
-    return Table("Gain by number of support examples", ["method", *sizes, "all"], _lines(summary, cells), note)
+    for name, method in curves.items():
+        row = [figure_text(method["curve"].get(size, {}).get("mean"), "+.3f") for size in sizes]
+        cells[name] = [titled(name, method, summary), *row, figure_text(wholes[name].get("mean"), "+.3f")]
+    counts = [_least_to_most(one["curve"].get(size) for one in curves.values()) for size in sizes]
+    users = [Line(["users", *counts, _least_to_most(wholes.values())])] if curves else []
+    note = (
+        f"Gain in accuracy over base after so many {EXAMPLES}; without any it must be zero. Users with fewer examples drop out "
+        "of a column, so that columns are of different users: the first line has the smallest and the largest number of users "
+        "behind a figure of the column."
+    )
+    if any(one["label_use"] == "all" for one in curves.values()):
+        note += " In the last column, methods that see validation labels as well have all of them."
+    heads = ["method", *sizes, f"the support{_mean_support(curves)}"]
+    return Table(f"Gain by number of {EXAMPLES}", heads, users + _lines(summary, cells), note)
+
+
+def _least_to_most(points: Iterable[Mapping[str, Any] | None]) -> str:
+    """The smallest and the largest number of users of some points: ``12 - 80``, or ``80``."""
+    users = sorted({point["users"] for point in points if point})
+    return " - ".join(map(str, dict.fromkeys([users[0], users[-1]]))) if users else NONE
+
+
+def _mean_support(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many examples the support has in the mean, of the methods that use it and nothing else; empty if there are none."""
+    using = [one for one in methods.values() if one["label_use"] == "support" and one["scope"] != "nobody"]
+    most = max(using, key=lambda one: one["users"], default=None)
+    return f" ({most['means']['labels']:.0f} in the mean)" if most else ""
 
 
 def timing_table(summary: Summary) -> Table:
@@ -141,14 +165,24 @@ def timing_table(summary: Summary) -> Table:
             row += [range_text(one.get("inference_ms", {}).get(asked)) for asked in INFERENCE]
             cells[name] = [*row, short(one.get("flops_per_example"))]
     note = (
-        "Median (least - most) of runs in turn, on the machine that wrote the folder: "
+        "Median (quartiles) of runs in turn, on the machine that wrote the folder: "
         f"{timing.get('threads', '?')} thread(s), {timing.get('repeats', '?')} repeats, {timing.get('users', '?')} users."
     )
+    note += "".join(_timed_later(timing["methods"]["base"], later) for later in timing.get("later", []))
     return Table("Time and memory", [*heads, "operations per example"], _lines(summary, cells), note)
 
 
+def _timed_later(base: Mapping[str, Any], later: Mapping[str, Any]) -> str:
+    """A sentence on methods that were timed after the others, with how fast ``base`` was in the same turns."""
+    before, then = (one["inference_ms"][INFERENCE[0]]["median"] for one in (base, later["base"]))
+    return (
+        f" Timed later: {', '.join(later['methods'])}; in the same turns base took {then / before:.2f} times as long as before "
+        f"({INFERENCE[0]})."
+    )
+
+
 def range_text(found: Mapping[str, float] | None) -> str:
-    """``0.012 (0.010 - 0.015)``."""
+    """Median and quartiles: ``0.012 (0.010 - 0.015)``."""
     return NONE if found is None else f"{found['median']:.3g} ({found['low']:.3g} - {found['high']:.3g})"
 
 

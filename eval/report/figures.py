@@ -3,7 +3,7 @@
 from typing import Any
 
 from eval.report.axes import Frame, apart, even_ticks, linear
-from eval.report.contents import Summary, measured
+from eval.report.contents import EXAMPLES, Summary, measured
 from eval.report.picture import Box, Mark, Path, Picture, Shape, Text
 from eval.summary import KINDS
 
@@ -80,7 +80,7 @@ def _main_methods(summary: Summary) -> list[str]:
 
 
 def support_curve(summary: Summary) -> Picture | None:
-    """Gain over base against number of support examples."""
+    """Gain over base against number of labelled examples."""
     curves = {name: one for name, one in measured(summary).items() if one["curve"] and name != "base"}
     if not curves:
         return None
@@ -91,9 +91,9 @@ def support_curve(summary: Summary) -> Picture | None:
     upright = linear(min([0.0, *means]), max([0.01, *means]), bottom - 6, top + 6)
     best = max(curves, key=lambda name: list(curves[name]["curve"].values())[-1]["mean"])
     described = f"One line per method, from {sizes[0]} to {sizes[-1]} examples. Highest at its end: {best}."
-    picture = Picture("Gain by number of support examples", described, WIDE, bottom + 42)
+    picture = Picture("Gain by number of labelled examples", described, WIDE, bottom + 42)
     frame = Frame(picture, 46, top, right, bottom)
-    frame.across(across, [(place, size) for place, size in enumerate(sizes)], "support examples of the user (even steps)")
+    frame.across(across, [(place, size) for place, size in enumerate(sizes)], EXAMPLES)
     ticks = even_ticks(min([0.0, *means]), max([0.01, *means]))
     frame.upright(upright, [(tick, f"{tick:+g}" if tick else "0") for tick in ticks], "gain in accuracy over base")
     ends = {}
@@ -114,7 +114,9 @@ def _curve_line(picture: Picture, summary: Summary, name: str, across: Any, upri
     places = [(across(i), upright(curve[str(size)]["mean"])) for i, size in enumerate(summary["shown"]) if str(size) in curve]
     picture.add(Path(places, colour, 2.8 if mine else 1.3, 1.0 if mine else 0.75, title=name))
     for (size, point), (x, y) in zip(curve.items(), places, strict=True):
-        said = f"{name}, {size} examples: {point['mean']:+.3f} [{point['low']:+.3f}, {point['high']:+.3f}]"
+        said = (
+            f"{name}, {size} examples, {point['users']} users: {point['mean']:+.3f} [{point['low']:+.3f}, {point['high']:+.3f}]"
+        )
         if mine:
             picture.add(Path([(x, upright(point["low"])), (x, upright(point["high"]))], colour, 1.2))
         picture.add(Mark(x, y, shape, colour, 4 if mine else 2.6, said))

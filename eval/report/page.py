@@ -15,10 +15,11 @@ READ = {
     "fronts": "Lines: a method's Pareto front over the cost weights; large signs: at the cost weight of the tables. Numbers "
     "rank by accuracy. Behind the break costs stand by ratios.",
     "gains": "Each row a histogram of users, scaled by itself; the most accurate methods of each kind.",
-    "curve": "The vertical strokes are 95 % intervals.",
+    "curve": "Steps between numbers of examples are even. Users with fewer examples drop out, so that points are of different "
+    "users; how many is said where the pointer rests. The vertical strokes are 95 % intervals.",
     "gates": "The darker, the more users of the group have the pathway on. In brackets: rows.",
-    "personalising": "Bars: median; strokes: least to most.",
-    "predicting": "Signs: median; strokes: least to most.",
+    "personalising": "Bars and strokes: median (quartiles).",
+    "predicting": "Signs and strokes: median (quartiles).",
 }
 """How to read each figure."""
 _STYLE = """

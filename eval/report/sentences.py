@@ -49,7 +49,7 @@ def sentences(summary: Summary) -> list[str]:
     found += _by_labels("Accuracy at whatever cost, methods that choose no pathways", subject, dense, _accuracy(subject))
     found += _best_dense(subject, mine, dense)
     found += _spread_sentence(subject, mine)
-    return found + _defects(methods) + _left_out(summary)
+    return found + _defects(measured(summary)) + _left_out(summary)
 
 
 def _reward(weight: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.report.axes import Frame, Scale, logarithmic, ratio_ticks
-from eval.report.contents import INFERENCE, Summary
+from eval.report.contents import INFERENCE, Summary, range_text
 from eval.report.figures import NAMES, WIDE, clipped, look
 from eval.report.picture import Box, Mark, Path, Picture, Shape, Text
 
@@ -14,7 +14,7 @@ SIGNS: tuple[Shape, ...] = ("circle", "square", "triangle")
 
 
 def personalising(summary: Summary) -> Picture | None:
-    """Bars of seconds to personalise one user, median and range."""
+    """Bars of seconds to personalise one user, median (quartiles)."""
     found = {name: one["personalise_seconds"] for name, one in _timed(summary).items() if one.get("personalise_seconds")}
     if not found:
         return None
@@ -22,7 +22,7 @@ def personalising(summary: Summary) -> Picture | None:
     scale, picture = _plot(title, found, _ends(found, "Bars from the left, one per method"), top, "seconds")
     for row, (name, one) in enumerate(found.items()):
         y = top + STEP * row
-        said = f"{name}: {one['median']:.3g} s ({one['low']:.3g} to {one['high']:.3g})"
+        said = f"{name}: median (quartiles) {range_text(one)} s"
         picture.add(Box(NAMES, y + 3, max(1.0, scale(one["median"]) - NAMES), STEP - 6, look(name, summary)[1], 0.85, said))
         picture.add(Path([(scale(one["low"]), y + STEP / 2), (scale(one["high"]), y + STEP / 2)], "ink", 1.2))
         picture.add(Text(NAMES - 6, y + 13, clipped(name), "ink", 11.5, "end", name == summary["subject"]))
@@ -30,7 +30,7 @@ def personalising(summary: Summary) -> Picture | None:
 
 
 def predicting(summary: Summary) -> Picture | None:
-    """Milliseconds to predict for one user and for many, median and range."""
+    """Milliseconds to predict for one user and for many, median (quartiles)."""
     found = {name: one["inference_ms"] for name, one in _timed(summary).items() if one.get("inference_ms")}
     if not found:
         return None
@@ -45,7 +45,7 @@ def predicting(summary: Summary) -> Picture | None:
         for asked, shape in zip(INFERENCE, SIGNS, strict=True):
             if asked in one:
                 part = one[asked]
-                said = f"{name}, {asked}: {part['median']:.3g} ms ({part['low']:.3g} to {part['high']:.3g})"
+                said = f"{name}, {asked}: median (quartiles) {range_text(part)} ms"
                 picture.add(Path([(scale(part["low"]), y), (scale(part["high"]), y)], colour, 1.4, 0.7))
                 picture.add(Mark(scale(part["median"]), y, shape, colour, 3.8, said))
     return picture
