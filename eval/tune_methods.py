@@ -51,6 +51,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of users, model and proposals (default: 0)")
     parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda (default: 0.1)")
     parser.add_argument("--num-threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument(
+        "--adopt", metavar="ENV", help="no trials: take over what was found on another environment's val users (for folds)"
+    )
     parser.add_argument("--out", type=Path, default=PACKAGED, help="YAML file to add to (default: the harness's own)")
     parser.add_argument("--again", action="store_true", help="also methods that are finished")
     args = parser.parse_args(arguments)
@@ -66,6 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
+        if args.adopt:
+            print(f"taken over from {args.adopt} into {args.out}: {', '.join(adopt(args))}")
+            return
         table, failed = tune(args)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
@@ -110,6 +116,26 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             write_tuned(args.out, key, name, entry)
         table.append(row(name, entry))
     return [*HEAD, *table], failed
+
+
+def adopt(args: argparse.Namespace) -> list[str]:
+    """Enter another environment's settings for this one; which methods' they are.
+
+    Where val users of one fold are test users of another, nobody in the data set may choose for all folds: people of another
+    data set can.
+
+    Raises:
+        ValueError: if nothing was found there.
+    """
+    known, kinds = read_tuned(args.out).get(args.adopt, {}), wanted(args.methods)
+    key = env_key(args.env, parse_pairs(args.env_kwargs, "--env-kwargs"))
+    names = [name for name in kinds if name in known]
+    if not names:
+        raise ValueError(f"{args.out} has nothing of {args.adopt} for {', '.join(kinds)}; tune them there first.")
+    for name in names:
+        taken = {field: known[name][field] for field in ("settings", "seconds_per_user", "fit_seconds")}
+        write_tuned(args.out, key, name, {**taken, "adopted": args.adopt})
+    return names
 
 
 def tuned(name: str, kind: type[Method], users: ValUsers, args: argparse.Namespace) -> "Tuned":

@@ -25,6 +25,7 @@ HEADER = """\
 # differs from a method's defaults. `value`, `default_value`: mean over val users of query accuracy, less cost weight times
 # cost for methods that trade. `trials`: spent; of these `stopped_early` were given up at a fifth of their training and
 # `failed` gave an error. `seconds_*`: of the winner, on one machine. `search`: a hash of what the search was.
+# `adopted`: there was none; the settings are those found in that environment (`--adopt`).
 """
 Entry = dict[str, Any]
 """What is kept of a method in an environment."""

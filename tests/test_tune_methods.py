@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -179,6 +180,27 @@ def test_other_values_stand_in_for_a_methods_own_and_the_first_of_them_for_a_def
     assert (found["trials"], found["settings"]) == (6, {"high": 5, "kind": "b"})
     assert entries(tmp_path)["full_finetune"]["trials"] == 5  # of its space the five rates are left
     assert Planted.trained[0][0].high == 3
+
+
+def test_what_was_found_elsewhere_can_be_taken_over(run, tmp_path):
+    run("planted,flat", "--trials", "12")
+    found = entries(tmp_path)["planted"]
+    flags = ["--env", "dsa/PopquornBert-v0", "--out", str(tmp_path / "methods.yml"), "--methods", "planted,failing", "--adopt"]
+    tune_methods.main([*flags, ENV])
+    taken = entries(tmp_path, "dsa/PopquornBert-v0")
+    assert [*taken] == ["planted"]
+    assert taken["planted"]["settings"] == found["settings"] and taken["planted"]["adopted"] == ENV
+    assert settings_for("dsa/PopquornBert-v0", {"fold": 3}, "planted", tmp_path / "methods.yml") == found["settings"]
+    assert "has nothing of dsa/Planted-v0 for planted, failing" in refused(*flags, "dsa/Planted-v0")
+
+
+def test_the_val_users_of_one_fold_choose_for_no_other(digits_world, run, monkeypatch):
+    population = digits_world.data.population
+    folded = SimpleNamespace(env=ENV, kwargs={}, data=SimpleNamespace(population=SimpleNamespace(folds=torch.zeros(3))))
+    with pytest.raises(ValueError, match=r"val users of one fold of .* are test users of another"):
+        tune_methods.check_fold(folded)
+    tune_methods.check_fold(SimpleNamespace(**{**vars(folded), "kwargs": {"fold": 2}}))
+    assert population.folds is None and tune_methods.check_fold(digits_world) is None
 
 
 def test_a_search_with_other_values_is_another_search(run):
