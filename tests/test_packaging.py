@@ -114,7 +114,8 @@ def test_the_wheel_holds_the_packages_and_the_hyperparameters_but_no_tests(tmp_p
         names = set(archive.namelist())
         points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert {f"{name}/__init__.py" for name in PACKAGES} <= names
-    assert {"dynamic_sparse_adapters.py", "agents/hyperparameters/ppo.yml", "backbones/pathways.py"} <= names
+    settings = {"agents/hyperparameters/ppo.yml", "eval/hyperparameters/methods.yml"}
+    assert settings | {"dynamic_sparse_adapters.py", "backbones/pathways.py"} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {*PACKAGES, "dynamic_sparse_adapters.py"}
     assert not [name for name in names if "__pycache__" in name]
