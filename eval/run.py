@@ -24,7 +24,7 @@ from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
-from eval.methods import METHODS, make_method, method_class
+from eval.methods import METHODS, make_method
 from eval.parts import Part, count_rows, put_together
 from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
@@ -36,7 +36,21 @@ from eval.world import PLACES
 from meta.arguments import parse_pairs, show_log
 
 LOG = logging.getLogger("dsa")
-CURVE = (0, 1, 2, 5, 10, 20, 50, 100, 200)
+SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200)
+CURVE = (
+    "intercept",
+    "head",
+    "prototypes",
+    "item_covariance",
+    "lora",
+    "all_on",
+    "best_static",
+    "gradient_norm",
+    "per_pcs",
+    "shuffled",
+    "ppo",
+)
+"""Methods that are shown supports of other sizes unless it is said which: one or two of every kind."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,9 +66,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cost-weight", type=float, default=0.1, help="the one that tables are about (default: %(default)s)")
     parser.add_argument("--cost-weights", type=float, nargs="+", default=list(Plan.cost_weights), help="for the Pareto fronts")
     parser.add_argument(
-        "--shown", type=int, nargs="*", default=list(CURVE), help="sizes of support on the curve; none: no curve"
+        "--shown", type=int, nargs="*", default=list(SHOWN), help="sizes of support on the curve; none: no curve"
     )
-    parser.add_argument("--curve", help="methods on the curve, joined by commas (default: those that are cheap, and lora)")
+    parser.add_argument("--curve", help="methods on the curve, joined by commas (default: some of every kind)")
     parser.add_argument(
         "--slow-users", type=int, default=60, help="test users where training goes through a text backbone (60)"
     )
@@ -71,7 +85,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
     names = args.methods.split(",") if args.methods else list(METHODS)
     names = [BASE, *(name for name in names if name != BASE)]
     kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
-    cheap = [name for name in names if on_the_curve(name)] if args.shown else []
+    usual = [name for name in CURVE if name in names] if args.shown else []
     return Plan(
         env=args.env,
         env_kwargs=kwargs,
@@ -81,18 +95,11 @@ def read_plan(args: argparse.Namespace) -> Plan:
         cost_weight=args.cost_weight,
         cost_weights=tuple(args.cost_weights),
         shown=tuple(args.shown),
-        curve=tuple(args.curve.split(",") if args.curve else cheap),
+        curve=tuple(args.curve.split(",") if args.curve else usual),
         slow_users=args.slow_users,
         slow_seeds=args.slow_seeds,
         settings={name: make_method(name, **settings_for(args.env, kwargs, name)).settings() for name in names},
     )
-
-
-def on_the_curve(name: str) -> bool:
-    """Whether a method is shown supports of other sizes unless it is said which."""
-    kind = method_class(name)
-    searches = kind.scope == "mask per user, by optimisation"
-    return name == "lora" or not (searches or kind.through_backbone or kind.labels == "all" or kind.scope == "nobody")
 
 
 def claim(folder: Path, plan: Plan) -> Plan:
@@ -221,7 +228,7 @@ def command_of(plan: Plan) -> str:
     for name in ("cost_weights", "shown"):
         if (values := getattr(plan, name)) != tuple(getattr(usual, name)):
             words += [f"--{name.replace('_', '-')}", *(f"{value:g}" for value in values)]
-    if plan.curve and set(plan.curve) != {name for name in plan.methods if on_the_curve(name)}:
+    if plan.curve and set(plan.curve) != {*CURVE} & {*plan.methods}:
         words += ["--curve", ",".join(plan.curve)]
     return shlex.join(["python", "-m", "eval.run", *words, "--out", "results"])
 

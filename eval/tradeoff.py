@@ -72,8 +72,8 @@ def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:
 def _leads(means: NDArray[np.float64]) -> Values:
     """From mean points in rows ``[R, 2 (1 + M)]``, the subject's first: its accuracy less their front at its cost ``[R]``.
 
-    There the others' concave front is as high as the highest line between a point that is no dearer and one that is, or the most accurate of
-    those that are no dearer (:func:`eval.pareto.interpolated`). One of the others must be: ``base`` costs nothing.
+    There the others' concave front is as high as the highest line between a point that is no dearer and one that is, or the
+    most accurate of those that are no dearer (:func:`eval.pareto.interpolated`). One must be: ``base`` costs nothing.
     """
     place = means.reshape(len(means), -1, 2)
     below = place[:, :1, 0] - place[:, 1:, 0]  # [R, M], by how much each is cheaper than the subject

@@ -74,7 +74,8 @@ def write_results(
     Args:
         folder: made if it is missing.
         specs: the methods. users: per seed. seeds: 0, 1, .... simulated: whether seeds redraw users. folds: users are dealt to.
-        shown: sizes of the support-size curve. few_shown: those of methods through a text backbone, if they differ. fewer: of users (in seed 0) for methods through a text backbone.
+        shown: sizes of the support-size curve. few_shown: those of methods through a text backbone, if they differ.
+        fewer: of users (in seed 0) for methods through a text backbone.
         failing: reasons by method and user. names: of users. groups: dealt to users in turn. timing: whether to write it.
         draw: of the random numbers; users' own accuracies without personalisation do not depend on it.
         facts: of ``run.json``, to change.

@@ -9,8 +9,8 @@ from eval.summary import KINDS
 
 Summary = Mapping[str, Any]
 FLIPPED = {"above": "below", "below": "above"}
-EXAMPLES = "labelled examples of the user (support first, then validation)"
-"""In whose order the support curve shows examples."""
+EXAMPLES = ("labelled examples of the user", "(support first, then validation)")
+"""What the support curve counts, and in which order it shows them."""
 INFERENCE = ("one user, 1 example", "one user, 64 examples", "64 users, 1 example each")
 
 
@@ -128,15 +128,16 @@ def curve_table(summary: Summary) -> Table:
         cells[name] = [titled(name, method, summary), *row, figure_text(wholes[name].get("mean"), "+.3f")]
     counts = [_least_to_most(one["curve"].get(size) for one in curves.values()) for size in sizes]
     users = [Line(["users", *counts, _least_to_most(wholes.values())])] if curves else []
+    examples = " ".join(EXAMPLES)
     note = (
-        f"Gain in accuracy over base after so many {EXAMPLES}; without any it must be zero. Users with fewer examples drop out "
+        f"Gain in accuracy over base after so many {examples}; without any it must be zero. Users with fewer examples drop out "
         "of a column, so that columns are of different users: the first line has the smallest and the largest number of users "
         "behind a figure of the column."
     )
     if any(one["label_use"] == "all" for one in curves.values()):
         note += " In the last column, methods that see validation labels as well have all of them."
     heads = ["method", *sizes, f"the support{_mean_support(curves)}"]
-    return Table(f"Gain by number of {EXAMPLES}", heads, users + _lines(summary, cells), note)
+    return Table(f"Gain by number of {examples}", heads, users + _lines(summary, cells), note)
 
 
 def _least_to_most(points: Iterable[Mapping[str, Any] | None]) -> str:

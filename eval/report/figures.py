@@ -91,9 +91,10 @@ def support_curve(summary: Summary) -> Picture | None:
     upright = linear(min([0.0, *means]), max([0.01, *means]), bottom - 6, top + 6)
     best = max(curves, key=lambda name: list(curves[name]["curve"].values())[-1]["mean"])
     described = f"One line per method, from {sizes[0]} to {sizes[-1]} examples. Highest at its end: {best}."
-    picture = Picture("Gain by number of labelled examples", described, WIDE, bottom + 42)
+    picture = Picture("Gain by number of labelled examples", described, WIDE, bottom + 57)
     frame = Frame(picture, 46, top, right, bottom)
-    frame.across(across, [(place, size) for place, size in enumerate(sizes)], EXAMPLES)
+    frame.across(across, [(place, size) for place, size in enumerate(sizes)], EXAMPLES[0])
+    picture.add(Text((46 + right) / 2, bottom + 48, EXAMPLES[1], "ink", 12, "middle"))
     ticks = even_ticks(min([0.0, *means]), max([0.01, *means]))
     frame.upright(upright, [(tick, f"{tick:+g}" if tick else "0") for tick in ticks], "gain in accuracy over base")
     ends = {}
