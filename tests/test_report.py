@@ -261,6 +261,14 @@ def test_the_axis_of_the_curve_fits_its_picture(dropping):
     assert len(titles) == 2 and all(title.x >= title.width / 2 and title.y + 5 < picture.height for title in titles)
 
 
+def test_the_intervals_of_the_curve_stay_above_its_axis(summary):
+    summary = json.loads(json.dumps(summary))
+    summary["methods"]["ppo"]["curve"]["1"]["low"] = -0.3
+    picture = pictures(summary)["curve"]
+    axis = next(item.y for item in picture.items if isinstance(item, Text) and item.text == EXAMPLES[0])
+    assert max(y for item in picture.items if isinstance(item, Path) for _, y in item.points) < axis - 30
+
+
 def test_what_trains_the_whole_model_is_told_from_what_trains_a_user():
     assert kind("cotrained_all_on", "user") == kind("all_on", "user") == "meta-learned dense"
     assert kind("cotrained", "mask per user, amortised") == "masks" and kind("head", "user") == "per user"

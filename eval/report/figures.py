@@ -86,17 +86,20 @@ def support_curve(summary: Summary) -> Picture | None:
         return None
     sizes, top, right = [str(size) for size in summary["shown"]], 34.0, WIDE - 140
     bottom = top + max(220.0, 13.5 * len(curves))
-    means = [point["mean"] for one in curves.values() for point in one["curve"].values()]
+    heights = [point["mean"] for one in curves.values() for point in one["curve"].values()]
+    strokes = curves.get(summary["subject"], {"curve": {}})["curve"].values()
+    heights += [point[end] for point in strokes for end in ("low", "high")]
+    low, high = min([0.0, *heights]), max([0.01, *heights])
     across = linear(0, len(sizes) - 1, 46, right - 8)
-    upright = linear(min([0.0, *means]), max([0.01, *means]), bottom - 6, top + 6)
+    upright = linear(low, high, bottom - 6, top + 6)
     best = max(curves, key=lambda name: list(curves[name]["curve"].values())[-1]["mean"])
     described = f"One line per method, from {sizes[0]} to {sizes[-1]} examples. Highest at its end: {best}."
     picture = Picture("Gain by number of labelled examples", described, WIDE, bottom + 57)
     frame = Frame(picture, 46, top, right, bottom)
     frame.across(across, [(place, size) for place, size in enumerate(sizes)], EXAMPLES[0])
     picture.add(Text((46 + right) / 2, bottom + 48, EXAMPLES[1], "ink", 12, "middle"))
-    ticks = even_ticks(min([0.0, *means]), max([0.01, *means]))
-    frame.upright(upright, [(tick, f"{tick:+g}" if tick else "0") for tick in ticks], "gain in accuracy over base")
+    ticks = [(tick, f"{tick:+g}" if tick else "0") for tick in even_ticks(low, high)]
+    frame.upright(upright, ticks, "gain in accuracy over base")
     ends = {}
     for name in sorted(curves, key=lambda name: name == summary["subject"]):
         ends[name] = _curve_line(picture, summary, name, across, upright)
