@@ -9,14 +9,14 @@ from torch import Tensor
 from backbones.base import Backbone
 from eval.methods.base import Sizes
 from eval.methods.finetune import State, Tunable
-from eval.methods.injected import ADAPTER, WHERE, Injected, check_choice, matrices
+from eval.methods.injected import ADAPTER, Ranked
 
 AXES = {"lora_E": 0, "lora_A": 0, "lora_B": 1}
 """Along which axis of which part the directions of a low-rank update lie."""
 
 
 @dataclass(frozen=True)
-class AdaLoRA(Injected):
+class AdaLoRA(Ranked):
     """AdaLoRA by PEFT.
 
     Zhang et al. 2023, "AdaLoRA: Adaptive budget allocation for parameter-efficient fine-tuning".
@@ -26,16 +26,13 @@ class AdaLoRA(Injected):
     a tenth at the full budget, then falling, the last half at the final one. Not kept: dropout and learning rate warm-up.
 
     Attributes:
-        rank: mean rank per module in the end; modules may end with more or none. where: as in ``lora``.
+        rank: mean rank per module in the end; modules may end with more or none.
+        where: see :class:`eval.methods.injected.Ranked`.
         orthogonality: weight of the penalty.
-
-    Raises:
-        ValueError: for a rank below 1, or another ``where``.
     """
 
     rate: float = 1e-2
     rank: int = 2
-    where: str = "usual"
     orthogonality: float = 0.1
 
     space: ClassVar = {
@@ -45,20 +42,10 @@ class AdaLoRA(Injected):
         "head": ("nothing", "bias", "all"),
     }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("where", self.where, WHERE)
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}.")
-
     @property
     def first_rank(self) -> int:
         """Rank of every module at the start."""
         return self.rank + -(-self.rank // 2)
-
-    def targets(self, backbone: Backbone) -> list[str]:
-        """See :meth:`Injected.targets`."""
-        return matrices(backbone, self.where)
 
     def inject(self, backbone: Backbone, targets: list[str]) -> Any:
         """See :meth:`Injected.inject`."""

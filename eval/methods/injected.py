@@ -71,6 +71,31 @@ class Injected(FineTuned):
         return model
 
 
+@dataclass(frozen=True)
+class Ranked(Injected):
+    """Abstract: adapters whose size a rank says, on the weights that :func:`matrices` names.
+
+    Attributes:
+        rank: of the adapters. where: ``usual`` or ``all``.
+
+    Raises:
+        ValueError: for a rank below 1, or another ``where``.
+    """
+
+    rank: int = 4
+    where: str = "usual"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("where", self.where, WHERE)
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}.")
+
+    def targets(self, backbone: Backbone) -> list[str]:
+        """See :meth:`Injected.targets`."""
+        return matrices(backbone, self.where)
+
+
 def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless the hyperparameter has one of the known values."""
     if value not in known:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from backbones.base import Backbone
-from eval.methods.injected import ADAPTER, WHERE, Injected, check_choice, matrices
+from eval.methods.injected import ADAPTER, Ranked
 
 
 @dataclass(frozen=True)
-class LoRA(Injected):
+class LoRA(Ranked):
     """LoRA by PEFT, one per user as in OPPU.
 
     Hu et al. 2022, "LoRA: Low-rank adaptation of large language models"; Tan et al. 2024, "Democratizing large language models
@@ -20,15 +20,11 @@ class LoRA(Injected):
     whose part the tuned rate plays (here alpha = rank, so that the update is B A itself); OPPU's retrieval and profiles.
 
     Attributes:
-        rank: of A and B. where: ``usual`` (see :func:`eval.methods.injected.matrices`) or ``all``.
-
-    Raises:
-        ValueError: for a rank below 1, or another ``where``.
+        rank: of A and B. where: see :class:`eval.methods.injected.Ranked`.
     """
 
     rate: float = 3e-3
     rank: int = 4
-    where: str = "usual"
 
     space: ClassVar = {
         "rank": (1, 2, 4, 8),
@@ -36,16 +32,6 @@ class LoRA(Injected):
         "steps": (5, 10, 20, 40),
         "head": ("nothing", "bias", "all"),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("where", self.where, WHERE)
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}.")
-
-    def targets(self, backbone: Backbone) -> list[str]:
-        """See :meth:`Injected.targets`."""
-        return matrices(backbone, self.where)
 
     def inject(self, backbone: Backbone, targets: list[str]) -> Any:
         """See :meth:`Injected.inject`."""

@@ -11,13 +11,13 @@ from torch.nn.functional import cross_entropy
 from backbones.base import Backbone
 from eval.methods.base import Sizes
 from eval.methods.finetune import State, Tunable
-from eval.methods.injected import ADAPTER, WHERE, Injected, check_choice, matrices
+from eval.methods.injected import ADAPTER, Ranked
 from eval.methods.sparse_conv import SparseConv2d
 from eval.world import World
 
 
 @dataclass(frozen=True)
-class SHiRA(Injected):
+class SHiRA(Ranked):
     """SHiRA by PEFT, its mask by connection sensitivity.
 
     Bhardwaj et al. 2024, "Sparse high rank adapters"; Lee et al. 2019, "SNIP: Single-shot network pruning based on connection
@@ -30,15 +30,11 @@ class SHiRA(Injected):
     Not kept: the paper's other masks, and merging several adapters.
 
     Attributes:
-        rank: in every module rank x (inputs + outputs) weights change. where: as in ``lora``.
-
-    Raises:
-        ValueError: for a rank below 1, or another ``where``.
+        rank: in every module rank x (inputs + outputs) weights change. where: see :class:`eval.methods.injected.Ranked`.
     """
 
     rate: float = 3e-3
     rank: int = 2
-    where: str = "usual"
 
     space: ClassVar = {
         "rank": (1, 2, 4),
@@ -46,16 +42,6 @@ class SHiRA(Injected):
         "steps": (5, 10, 20, 40),
         "head": ("nothing", "bias", "all"),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("where", self.where, WHERE)
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}.")
-
-    def targets(self, backbone: Backbone) -> list[str]:
-        """See :meth:`Injected.targets`."""
-        return matrices(backbone, self.where)
 
     def refuses(self, world: World) -> str | None:
         """See :meth:`Method.refuses`."""
