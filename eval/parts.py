@@ -1,6 +1,7 @@
 """The rows of a run as they come: one file per place, appended to, so that a run which was stopped goes on where it was."""
 
 import csv
+import time
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,8 @@ from eval.results import COLUMNS, format_row
 from eval.rows import Key
 
 FOLDER = "parts"
+EVERY = 10.0
+"""Seconds after which the time spent is written down again."""
 
 
 class Part:
@@ -34,6 +37,9 @@ class Part:
         found = [*self.rows()]
         self.known = {self._key(row) for row in found}
         self._artefacts = {self._key(row)[:3]: row["artefacts"] for row in found}
+        self._clock = self.path.with_suffix(".seconds")
+        self._earlier, self._begun = _read_seconds(self._clock), time.perf_counter()
+        self._written = self._begun
 
     def _drop_torn_line(self) -> None:
         data = self.path.read_bytes()
@@ -69,6 +75,13 @@ class Part:
         self.known.add(self._key(row))
         if row["artefacts"]:
             self._artefacts[self._key(row)[:3]] = row["artefacts"]
+        if time.perf_counter() > self._written + EVERY:
+            self.tell_time()
+
+    def tell_time(self) -> None:
+        """Write down for how long this place has been measured, in all calls."""
+        self._written = time.perf_counter()
+        write_atomically(self._clock, f"{self._earlier + self._written - self._begun:.1f}\n".encode())
 
     def check(self, method: str, cost_weight: str, shown: str, artefacts: str) -> None:
         """Raise ``ValueError`` if rows of a job are there that were made with other artefacts."""
@@ -86,6 +99,15 @@ class Part:
     @staticmethod
     def _key(row: Mapping[str, str]) -> Key:
         return row["method"], row["cost_weight"], row["shown"], row["user"]
+
+
+def _read_seconds(path: Path) -> float:
+    return float(path.read_text()) if path.exists() else 0.0
+
+
+def seconds_spent(folder: Path) -> float:
+    """Seconds of one core that all places have taken so far, what was begun and killed included."""
+    return sum(map(_read_seconds, (folder / FOLDER).glob("*.seconds")))
 
 
 def count_rows(folder: Path) -> int:

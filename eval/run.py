@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 import sys
-import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +24,7 @@ from backbones.threads import usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
 from eval.methods import METHODS, make_method
-from eval.parts import Part, count_rows, put_together
+from eval.parts import Part, count_rows, put_together, seconds_spent
 from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
@@ -135,6 +134,7 @@ def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
             continue
         for row in measuring.rows(job, part.done):
             part.add(row)
+    part.tell_time()
     measuring.scenario.save()
     pathways = measuring.world.pathways
     forget_scenarios()
@@ -235,9 +235,6 @@ def command_of(plan: Plan) -> str:
 
 def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
     """Measure what is missing, put the rows together and write the reports; how many rows failed."""
-    start, earlier = time.perf_counter(), 0.0
-    if (folder / "run.json").exists():
-        earlier = json.loads((folder / "run.json").read_text())["seconds"]
     say_expected(plan)
     facts = measure_all(plan, folder, workers)
     failed = put_together(folder)
@@ -250,7 +247,7 @@ def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
         "methods": {name: _about(plan, name) for name in plan.methods},
         **facts,
         "command": command_of(plan),
-        "seconds": earlier + time.perf_counter() - start,
+        "seconds": seconds_spent(folder),
     }
     write_atomically(folder / "run.json", json.dumps(body, indent=1).encode())
     if timing:

@@ -111,7 +111,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_rows(done, tmp_path, monkeyp
     assert len(part.read_text().splitlines()) == 1 + 8
     part.write_text(part.read_text()[:-20])  # as a kill in the middle of a line leaves it
     monkeypatch.setattr(Part, "add", whole_add)
+    (out / "parts" / "seed0.seconds").write_text("1000.0\n")  # what it took until then
     run(out, "base,all_on", "--shown", "0", "1", "30")
+    assert 1000 < json.loads((out / "run.json").read_text())["seconds"] < 1300
     assert (out / "results.csv").read_text() == (done / "results.csv").read_text()
 
 
