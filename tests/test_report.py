@@ -293,6 +293,8 @@ def test_what_was_timed_later_is_named_with_the_speed_of_the_anchor(summary):
 def test_markdown_names_the_command_and_every_method(folder, summary):
     text = (folder / "results.md").read_text()
     assert summary["command"] in text
+    for seconds, words in ((20, "in 1 minute"), (3600, "in 60 minutes"), (9000, "in 2.5 hours")):
+        assert f"{words} of one core." in markdown({**summary, "seconds": seconds})
     main = text.split("**Every method**")[1].split("**Methods that choose")[0]
     for name, method in summary["methods"].items():
         row = next(line for line in main.splitlines() if re.match(rf"\| \*?\*?{name}[ *]", line))

@@ -28,8 +28,13 @@ def lead(summary: Summary) -> str:
         "intervals, one by one; verdicts (above, below, no difference shown) are corrected for the number of comparisons "
         "(sign-flip tests, at equal cost by bootstrap; Holm over the methods of a column, rewards over all cost weights too) "
         "and hold together with 95 %. Methods with fewer users or seeds are compared on those. Made by "
-        f"{code(summary['command'])}."
+        f"{code(summary['command'])}, in {_duration(summary['seconds'])} of one core."
     )
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes} minute{'s' * (minutes > 1)}"
 
 
 def sentences(summary: Summary) -> list[str]:
