@@ -149,7 +149,12 @@ def restore_checkpoint(path: Path, model: PPO, average: BasePolicy, core: Pathwa
     tensors, meta = load_artefact(path, CHECKPOINT)
     check_scenario(path, meta, core.scenario)
     for name, policy in (("policy/", model.policy), ("average/", average)):
-        policy.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+        try:
+            policy.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+        except RuntimeError as error:
+            raise ArtefactError(
+                f"the checkpoint {path} is of another network than this version builds; train anew into another folder."
+            ) from error
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimiser/"):

@@ -89,7 +89,7 @@ class Part:
         if known and artefacts and known != artefacts:
             raise ValueError(
                 f"{self.path} has rows of {method} that were made with another model, other data, or another fit ({known}, now "
-                f"{artefacts}): code, environment or data have changed since. Choose another --out."
+                f"{artefacts}): the environment, the data, or the code that fits have changed since. Choose another --out."
             )
 
     def done(self, key: Key) -> bool:

@@ -136,7 +136,7 @@ class Measuring:
         return Fitted(tensors, kept["facts"]), kept["seconds"]
 
     def artefacts(self, job: Job) -> str:
-        """A hash of all that a job's rows follow from, besides the users' examples."""
+        """A hash of the model, the examples, the fit and the settings that a job's rows follow from."""
         fitted, settings = self.fitted(job.method, job.cost_weight), self.plan.method(job.method).settings()
         return cache_key(world=self.world.scenario.fingerprint, fitted=fitted.fingerprint(), settings=settings)
 
@@ -196,8 +196,7 @@ class Measuring:
     ) -> list[dict[str, Any]]:
         seen, asked = shown.rows(users), self.query.rows(users)
         found: list[dict[str, Any]] = []
-        draws = [replace(method, draw=k) for k in range(method.draws)] if method.draws > 1 else [method]  # type: ignore[type-var]
-        predictors = [drawn.personalise(self.world, fitted, seen, weight) for drawn in draws]
+        predictors = [drawn.personalise(self.world, fitted, seen, weight) for drawn in draws(method)]
         logits = [predictor.logits(asked) for predictor in predictors]
         for row, user in enumerate(users):
             labels = asked.labels(row)
@@ -228,12 +227,17 @@ class Measuring:
         return {"user": shown.ids[user], "group": self.scenario.groups[place]}
 
 
-def _averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def draws(method: Method) -> list[Method]:
+    """A method, or what it is in each of its draws, over which figures are averaged."""
+    return [replace(method, draw=k) for k in range(method.draws)] if method.draws > 1 else [method]  # type: ignore[type-var]
+
+
+def _averaged(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over draws; of masks and counts of calibration the first draw's."""
-    first = {name: draws[0][name] for name in ("mask", "calibration") if name in draws[0]}
+    first = {name: each[0][name] for name in ("mask", "calibration") if name in each[0]}
     return first | {
-        name: float(np.mean([draw[name] for draw in draws])) if any(draw[name] != value for draw in draws) else value
-        for name, value in draws[0].items()
+        name: float(np.mean([one[name] for one in each])) if any(one[name] != value for one in each) else value
+        for name, value in each[0].items()
         if name not in ("mask", "calibration")
     }
 

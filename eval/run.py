@@ -12,7 +12,9 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,13 @@ from eval.results import FORMAT, read_results
 from eval.rows import Measuring, single_thread
 from eval.timing import time_methods
 from eval.tuned import entry_for, settings_for
-from eval.world import PLACES
+from eval.world import PLACES, code_hash
 from meta.arguments import parse_pairs, show_log
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOG = logging.getLogger("dsa")
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -114,12 +121,27 @@ def claim(folder: Path, plan: Plan) -> Plan:
             raise ValueError(f"{folder} holds results of format {other}, this version writes {FORMAT}; choose another --out.")
         try:
             plan = Plan.from_json(found["plan"]).extended(plan)
+            if found.get("code") not in (None, code_hash()):
+                LOG.warning("%s was begun with other code: its rows stay, further ones are of today's.", folder)
         except ValueError as error:
             raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
-    elif folder.exists() and any(folder.iterdir()):
+    elif any(found.name != ".lock" for found in folder.iterdir()):
         raise ValueError(f"{folder} holds files that are no results; choose another --out.")
-    write_atomically(path, json.dumps({"format": FORMAT, "plan": plan.to_json()}, indent=1).encode())
+    write_atomically(path, json.dumps({"format": FORMAT, "code": code_hash(), "plan": plan.to_json()}, indent=1).encode())
     return plan
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within: no other call measures into the folder, where the system knows locks. Raises ``ValueError`` if one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another call is measuring into {folder}; wait for it, or choose another --out.") from None
+        yield
 
 
 def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
@@ -128,13 +150,15 @@ def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
     part, measuring = Part(folder, place), Measuring(plan, place, plan.scenario(place))
     part.check(BASE, "", "", measuring.artefacts(Job(BASE, None, None)))  # before anything dear is made
     refused = {}
-    for job in plan.jobs():
-        if reason := plan.method(job.method).refuses(measuring.world):
-            refused[job.method] = reason
-            continue
-        for row in measuring.rows(job, part.done):
-            part.add(row)
-    part.tell_time()
+    try:
+        for job in plan.jobs():
+            if reason := plan.method(job.method).refuses(measuring.world):
+                refused[job.method] = reason
+                continue
+            for row in measuring.rows(job, part.done):
+                part.add(row)
+    finally:
+        part.tell_time()
     measuring.scenario.save()
     pathways = measuring.world.pathways
     forget_scenarios()
@@ -180,7 +204,7 @@ def say_expected(plan: Plan) -> None:
     seconds, unknown = 0.0, []
     for name in plan.methods:
         entry, method = entry_for(plan.env, plan.env_kwargs, name), plan.method(name)
-        if entry is None:
+        if entry is None or "adopted" in entry:
             unknown.append(name)
             continue
         jobs = [job for job in plan.jobs() if job.method == name]
@@ -203,8 +227,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["DSA_DATA_ROOT"] = str(args.data_root)
     try:
         plan = read_plan(args)
-        plan = claim(args.out, plan)
-        failed = run(plan, args.out, args.workers, args.timing)
+        with alone(args.out):
+            failed = run(claim(args.out, plan), args.out, args.workers, args.timing)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -250,9 +274,10 @@ def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
         "seconds": seconds_spent(folder),
     }
     write_atomically(folder / "run.json", json.dumps(body, indent=1).encode())
+    write_report(read_results(folder), folder)
     if timing:
         write_timing(plan, folder)
-    write_report(read_results(folder), folder)
+        write_report(read_results(folder), folder)
     return failed
 
 

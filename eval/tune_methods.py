@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.registry import did_you_mean
+from envs import known_spec
 from eval.methods import METHODS, method_class
 from eval.methods.base import Method
 from eval.plan import Place, Plan
@@ -100,7 +101,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     users = ValUsers(world_of(args.env, kwargs, args.seed), args.cost_weight, args.val_users)
     check_fold(users.world)
     for name, kind in kinds.items():
-        search = search_key(kind, args)
+        search = search_key(kind, args, users.world)
         entry = read_tuned(args.out).get(key, {}).get(name)
         if entry is not None and entry.get("search") == search and not args.again:
             print(f"{name}: finished before, skipped (--again tunes it anew).")
@@ -125,16 +126,21 @@ def adopt(args: argparse.Namespace) -> list[str]:
     data set can.
 
     Raises:
-        ValueError: if nothing was found there.
+        ValueError: for an unknown environment, and if nothing was found there that is not known here.
     """
-    known, kinds = read_tuned(args.out).get(args.adopt, {}), wanted(args.methods)
+    for env in (args.env, args.adopt.split()[0]):
+        known_spec(env)
+    found, kinds = read_tuned(args.out), wanted(args.methods)
     key = env_key(args.env, parse_pairs(args.env_kwargs, "--env-kwargs"))
-    names = [name for name in kinds if name in known]
+    known, there = found.get(args.adopt, {}), found.get(key, {})
+    names = [name for name in kinds if name in known and ("search" not in there.get(name, {}) or args.again)]
     if not names:
-        raise ValueError(f"{args.out} has nothing of {args.adopt} for {', '.join(kinds)}; tune them there first.")
+        raise ValueError(
+            f"{args.out} has nothing of {args.adopt} for {', '.join(kinds)} that {key} has not found for itself; tune them "
+            "there first, or give --again to put the others' in the place of its own."
+        )
     for name in names:
-        taken = {field: known[name][field] for field in ("settings", "seconds_per_user", "fit_seconds")}
-        write_tuned(args.out, key, name, {**taken, "adopted": args.adopt})
+        write_tuned(args.out, key, name, {"settings": known[name]["settings"], "adopted": args.adopt})
     return names
 
 
@@ -209,13 +215,18 @@ def world_of(env: str, kwargs: dict[str, Any], seed: int) -> World:
     return World.of(plan.scenario(place), env, kwargs, seed, folder)
 
 
-def search_key(kind: type[Method], args: argparse.Namespace) -> str:
-    """A hash of all that makes a search of a method what it is; defaults are part of it, entries hold differences from them."""
+def search_key(kind: type[Method], args: argparse.Namespace, world: World) -> str:
+    """A hash of all that makes a search of a method what it is; defaults are part of it, entries hold differences from them.
+
+    Methods that put in adapters of their own know nothing of the environment's meta-initialisation.
+    """
+    made_of = world.scenario.made_of
+    known = [made_of["users"], made_of["backbone"]] if kind.through_backbone else world.scenario.fingerprint
     facts = {"trials": args.trials, "seed": args.seed, "space": {k: list(v) for k, v in kind.space.items()}}
     if own := {name: values for name, values in args.instead.items() if name in kind().settings()}:
         facts["instead"] = own
     facts |= {"defaults": kind().settings(), "cost_weight": args.cost_weight if kind.trades else None}
-    return cache_key(**facts, val_users=args.val_users if kind.through_backbone else None)
+    return cache_key(**facts, world=known, val_users=args.val_users if kind.through_backbone else None)
 
 
 HEAD = (
@@ -227,7 +238,7 @@ HEAD = (
 def row(name: str, entry: dict[str, Any]) -> str:
     """A line of the table."""
     settings = ", ".join(f"{field} {value}" for field, value in entry["settings"].items()) or "defaults"
-    default = "failed" if entry["default_value"] is None else f"{entry['default_value']:.4f}"
+    default = "-" if entry["default_value"] is None else f"{entry['default_value']:.4f}"
     cells = [default, f"{entry['value']:.4f}", entry["trials"], entry["stopped_early"], entry["failed"], settings]
     return f"| {name} | {' | '.join(map(str, cells))} |"
 

@@ -157,7 +157,9 @@ class Tuned:
 
     def entry(self) -> dict[str, Any]:
         """What is kept, see :mod:`eval.tuned`."""
-        best, default = self.best.whole, self.trials[0].whole
+        best, first = self.best.whole, self.trials[0]
+        is_default = all(self.kind().settings()[name] == value for name, value in first.settings.items())
+        default = first.whole if is_default else None
         assert best is not None
         return {
             "settings": self.settings,

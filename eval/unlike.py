@@ -4,10 +4,12 @@ Every test user's query examples are ranked by their likeness to the support: th
 features, train users' mean taken away. Accuracy is given on the likest half and on the least like half. A personal model may
 gain on the one what it loses on the other; ``feddpa`` was made against that.
 
-The folder is one of ``eval.run``: its methods are fitted as there (what was kept is found again) and predict once more.
+The folder is one of ``eval.run``: its methods are fitted as there (what was kept is found again; if it comes out otherwise,
+that is an error) and predict once more.
 """
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +22,20 @@ from tqdm.auto import tqdm
 from agents.bootstrap import paired_difference
 from backbones.artefacts import ArtefactError, write_atomically
 from envs.scenario import forget_scenarios
-from eval.group import Group
 from eval.headline import text_of, write_between_markers
 from eval.methods.feddpa import Likeness
 from eval.methods.readout import Scale, train_readouts
-from eval.plan import BASE, Place, Plan
+from eval.plan import BASE, Job, Place, Plan
 from eval.replay import plan_of
-from eval.rows import Measuring, single_thread
+from eval.rows import Measuring, draws, single_thread
 from meta.arguments import show_log
 
 METHODS = "joint,all_on,feddpa,ppo"
 HALVES = ("likest half", "least like half")
 Halves = dict[str, NDArray[np.float64]]
 """By user, accuracy on the two halves, ``[2]``."""
+MadeOf = dict[tuple[str, str], str]
+"""By place and method, a hash of what rows were made with."""
 
 
 def halves(likeness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,19 +53,18 @@ def likeness_of(measuring: Measuring) -> torch.Tensor:
 
 
 def accuracies(measuring: Measuring, name: str, likeness: torch.Tensor) -> Halves:
-    """A method's accuracy on the halves; users with one query example have none."""
+    """A method's accuracy on the halves, averaged over its draws; users with one query example have none."""
     plan, method = measuring.plan, measuring.plan.method(name)
     fitted = measuring.fitted(name, plan.cost_weight if method.trades else None)
     shown, users, found = measuring.shown(method, None), measuring.users(method, None), {}
     for start in range(0, len(users), method.together):
         some = users[start : start + method.together]
-        asked: Group = measuring.query.rows(some)
-        logits = method.personalise(measuring.world, fitted, shown.rows(some), plan.cost_weight).logits(asked)
-        for row, user in enumerate(some):
-            labels = asked.labels(row)
-            hits = (logits[row, : len(labels)].argmax(-1) == labels).double()
-            if len(labels) > 1:
-                found[asked.ids[row]] = np.array([float(hits[half].mean()) for half in halves(likeness[user, : len(labels)])])
+        asked, seen = measuring.query.rows(some), shown.rows(some)
+        each = [drawn.personalise(measuring.world, fitted, seen, plan.cost_weight).logits(asked) for drawn in draws(method)]
+        hits = torch.stack([logits.argmax(-1) == asked.batch.labels for logits in each]).double().mean(0)
+        for row, (user, count) in enumerate(zip(some, asked.counts, strict=True)):
+            if count > 1:
+                found[asked.ids[row]] = np.array([float(hits[row, half].mean()) for half in halves(likeness[user, :count])])
     return found
 
 
@@ -78,18 +80,19 @@ def units(each: Sequence[Halves], other: Sequence[Halves], simulated: bool) -> l
 def table(plan: Plan, found: dict[str, list[Halves]], simulated: bool) -> list[str]:
     """Accuracy on both halves and the difference from ``base``, as Markdown."""
     heads = " | ".join(f"{half} | less base" for half in HALVES)
-    lines = [f"| method | {heads} |", "| --- " * 5 + "|"]
+    lines = [f"| method | users | {heads} |", "| --- " * 6 + "|"]
     for name in found:
         apart = units(found[name], found[BASE], simulated)
         level = units(found[name], [{user: np.zeros(2) for user in seed} for seed in found[name]], simulated)
-        cells = [f"`{name}`"]
+        cells = [f"`{name}`", str(sum(map(len, level)))]
         for half in range(2):
             zeros = [np.zeros(len(part)) for part in apart]
             gain = text_of(paired_difference([part[:, half] for part in apart], zeros)) if name != BASE else "-"
             cells += [f"{np.mean([part[:, half].mean() for part in level]):.3f}", gain]
         lines.append(f"| {' | '.join(cells)} |")
     weight = f", cost weight {plan.cost_weight:g}" if any(plan.method(name).trades for name in found) else ""
-    return [*lines, "", f"`{plan.env}`, {plan.seeds} seeds{weight}; 95 % bootstrap intervals over users."]
+    said = f"`{plan.env}`, seeds 0 to {plan.seeds - 1}{weight}; 95 % bootstrap intervals over users, those that both have."
+    return [*lines, "", said]
 
 
 def measured(folder: Path, names: Sequence[str]) -> list[str]:
@@ -103,20 +106,37 @@ def measured(folder: Path, names: Sequence[str]) -> list[str]:
         if name not in plan.methods:
             raise ValueError(f"{folder} has no {name!r}, only {', '.join(plan.methods)}; run eval.run with it first.")
     seeds: dict[str, dict[int, Halves]] = {}
-    simulated = False
+    simulated, made_of = False, artefacts_of(folder, plan)
     for place in tqdm(plan.places, desc="likeness to the support", unit="place"):
-        simulated = _place(plan, place, names, seeds)
+        simulated = _place(plan, place, names, seeds, made_of)
     found = {name: [by_seed.get(seed, {}) for seed in range(plan.seeds)] for name, by_seed in seeds.items()}
     return table(plan, found, simulated)
 
 
-def _place(plan: Plan, place: Place, names: Sequence[str], seeds: dict[str, dict[int, Halves]]) -> bool:
-    """Add one place's users to ``seeds``; whether they are simulated."""
+def artefacts_of(folder: Path, plan: Plan) -> MadeOf:
+    """What the rows of the folder's tables were made with."""
+    with (folder / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row["shown"]]
+    return {
+        (str(Place(int(row["seed"]), int(row["fold"]) if row["fold"] else None)), row["method"]): row["artefacts"]
+        for row in rows
+        if row["artefacts"] and row["cost_weight"] in ("", repr(plan.cost_weight))
+    }
+
+
+def _place(plan: Plan, place: Place, names: Sequence[str], seeds: dict[str, dict[int, Halves]], made_of: MadeOf) -> bool:
+    """Add one place's users to ``seeds``; whether they are simulated. Raises ``ValueError`` if its rows are of another fit."""
     measuring = Measuring(plan, place, plan.scenario(place))
     likeness = likeness_of(measuring)
     for name in dict.fromkeys([BASE, *names]):
         if reason := plan.method(name).refuses(measuring.world):
             raise ValueError(f"{name} has no rows here: {reason}")
+        artefacts = measuring.artefacts(Job(name, plan.cost_weight if plan.method(name).trades else None, None))
+        if (known := made_of.get((str(place), name))) not in (None, artefacts):
+            raise ValueError(
+                f"the folder's rows of {name} ({place}) were made with another model or fit ({known}, now {artefacts}): make "
+                "them again with eval.run."
+            )
         seeds.setdefault(name, {}).setdefault(place.seed, {}).update(accuracies(measuring, name, likeness))
     forget_scenarios()
     return measuring.world.data.population.simulated

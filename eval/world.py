@@ -27,7 +27,8 @@ from users.batch import Batch, Prepared
 PLACES = ("data_root",)
 """Arguments of environments that say where files are, and nothing about what is in them."""
 PACKAGES = ("agents", "backbones", "envs", "eval.methods", "meta", "users")
-"""Whose code is part of what a fit is known by."""
+MODULES = ("group.py", "mask_searches.py", "world.py")
+"""Whose code is part of what a fit is known by: what :mod:`eval.methods` is made of."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class World:
 def code_hash() -> str:
     """Of the sources and hyperparameters that anything fitted may depend on: what other code has fitted is fitted anew."""
     folders = [Path(str(files(package))) for package in PACKAGES]
-    sources = sorted(path for folder in folders for suffix in ("py", "yml") for path in folder.rglob(f"*.{suffix}"))
+    modules = [Path(str(files("eval").joinpath(name))) for name in MODULES]
+    sources = modules + sorted(path for folder in folders for suffix in ("py", "yml") for path in folder.rglob(f"*.{suffix}"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 

@@ -49,7 +49,8 @@ class MetaConfig:
             and only what pathways read and the rates are learned; few train users cannot be learned by heart then.
         keep: ``last``, or ``best``: the state, among those after every 100 steps and the start, with the least query loss of
             val users under a fixed mixture of masks. Few train users are soon known by heart.
-        shrink: choose on val users how far a few examples may move a user, see :mod:`meta.shrinkage`; after training.
+        shrink: choose on val users how far a few examples may move a user, see :mod:`meta.shrinkage`; by
+            :func:`meta_initialisation`, after training. Training that goes on from such a start keeps its prior.
         seed: everything random follows from it and the step number.
     """
 
@@ -237,8 +238,10 @@ class MetaTrainer:
             return
         tensors, meta = load_artefact(self.folder / "meta-checkpoint", "meta checkpoint")
         step, best_loss = meta.pop("step"), meta.pop("best_loss", None)
-        if meta != asdict(self.config):
-            changed = sorted(k for k in meta if meta[k] != asdict(self.config).get(k))
+        mine = asdict(self.config)
+        meta = {"shrink": mine["shrink"], **meta}  # checkpoints from before there was shrinkage do not know the word
+        if meta != mine:
+            changed = sorted(k for k in {*meta, *mine} if meta.get(k) != mine.get(k))
             raise ArtefactError(f"the checkpoint in {self.folder} was made with other settings of {changed}.")
         for name, tensor in self._tensors().items():
             if name not in tensors or tensors[name].shape != tensor.shape:

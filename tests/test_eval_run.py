@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import re
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +21,9 @@ from eval.methods.base import Fitted, Method, Predictor, Unchanged
 from eval.parts import Part
 from eval.plan import Plan
 from eval.results import row_check
-from eval.run import command_of, main, parse, read_plan
+from eval.run import alone, command_of, main, parse, read_plan
 from eval.timing import peak_bytes
-from eval.world import World
+from eval.world import MODULES, World
 
 ENV = "dsa/DigitsResNet-v0"
 SMALL = [f"{name}:{value}" for name, value in (MINIATURES[ENV] | {"pretrain_epochs": 3}).items()]
@@ -267,6 +269,29 @@ def test_the_curve_shows_the_support_before_anything_else():
     order = support_order(5, 12, torch.Generator().manual_seed(0))
     assert sorted(order[:5].tolist()) == [*range(5)] and sorted(order.tolist()) == [*range(12)]
     assert order.tolist() != [*range(12)]
+
+
+def test_two_calls_do_not_measure_into_one_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(SystemExit, match="another call is measuring into"):
+        run(tmp_path)
+    run(tmp_path, "base")
+
+
+def test_other_code_is_told(tmp_path, monkeypatch, caplog):
+    run(tmp_path, "base")
+    monkeypatch.setattr("eval.run.code_hash", lambda: "of tomorrow")
+    with caplog.at_level(logging.WARNING, "dsa"):
+        run(tmp_path, "base")
+    assert "was begun with other code: its rows stay" in caplog.text
+
+
+def test_the_code_of_a_fit_is_all_that_methods_import():
+    imported = {
+        name
+        for file in Path(str(files("eval.methods"))).glob("*.py")
+        for name in re.findall(r"^from (eval\.[a-z_]+) import", file.read_text(), re.MULTILINE)
+    }
+    assert {f"{name.removeprefix('eval.')}.py" for name in imported - {"eval.methods", "eval.tuned"}} <= {*MODULES}
 
 
 def test_results_of_another_version_are_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Tuning of the harness's methods: what is tried, what ends early, what wins, what is written."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import ClassVar
@@ -192,6 +192,20 @@ def test_what_was_found_elsewhere_can_be_taken_over(run, tmp_path):
     assert taken["planted"]["settings"] == found["settings"] and taken["planted"]["adopted"] == ENV
     assert settings_for("dsa/PopquornBert-v0", {"fold": 3}, "planted", tmp_path / "methods.yml") == found["settings"]
     assert "has nothing of dsa/Planted-v0 for planted, failing" in refused(*flags, "dsa/Planted-v0")
+    assert "unknown environment" in refused(*flags, "dsa/Digits-v0")
+    own = entries(tmp_path)["flat"]
+    back = ["--env", ENV, "--out", str(tmp_path / "methods.yml"), "--methods", "planted,flat"]
+    assert "that dsa/DigitsResNet-v0 has not found for itself" in refused(*back, "--adopt", "dsa/PopquornBert-v0")
+    tune_methods.main([*back, "--adopt", "dsa/PopquornBert-v0", "--again"])
+    assert "search" not in entries(tmp_path)["planted"] and entries(tmp_path)["flat"] == own
+
+
+def test_tuning_in_another_world_is_another_search(digits_world):
+    args = tune_methods.parse(["--env", ENV])
+    args.instead = {}
+    elsewhere = replace(digits_world, scenario=replace(digits_world.scenario, fingerprint="of another start"))
+    for kind, same in ((Planted, False), (Trading, True)):  # one starts where adapters start, one puts in its own
+        assert (tune_methods.search_key(kind, args, digits_world) == tune_methods.search_key(kind, args, elsewhere)) == same
 
 
 def test_the_val_users_of_one_fold_choose_for_no_other(digits_world, run, monkeypatch):
@@ -253,7 +267,7 @@ def test_failing_trials_count_never_win_and_are_reported(digits_world, run, tmp_
     entry = entries(tmp_path)["failing"]
     assert (entry["settings"], entry["default_value"], entry["trials"]) == ({"high": 3}, None, 18)
     assert entry["failed"] == 6 + 2 * 2 + 2
-    assert "| failing | failed | 0.4" in told
+    assert "| failing | - | 0.4" in told
 
 
 def test_a_method_of_which_every_trial_fails_gets_no_entry_and_the_others_go_on(run, tmp_path, capsys):

@@ -64,6 +64,15 @@ def test_real_people_are_averaged_over_seeds_and_simulated_ones_are_not():
     assert [len(part) for part in unlike.units([first, second], zero, simulated=True)] == [2, 1]
 
 
+def test_a_folder_whose_rows_were_made_with_another_fit_is_refused(folder, tmp_path):
+    for name in ("plan.json", "results.csv"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (known,) = {row["artefacts"] for row in rows(folder) if row["method"] == "joint"}
+    (tmp_path / "results.csv").write_text((folder / "results.csv").read_text().replace(known, "0123456789abcdef"))
+    with pytest.raises(SystemExit, match=r"rows of joint \(seed0\) were made with another model or fit \(0123456789abcdef,"):
+        unlike.main([str(tmp_path), "--methods", "joint"])
+
+
 @pytest.mark.parametrize(("methods", "reason"), [("lora", "has no 'lora', only base"), ("nonsense", "has no 'nonsense'")])
 def test_a_method_that_the_folder_does_not_have_is_refused(folder, methods, reason):
     with pytest.raises(SystemExit, match=reason):
