@@ -136,7 +136,7 @@ def test_a_world_that_starts_from_the_best_static_mask(text_world, tmp_path):
     world = replace(text_world, folder=tmp_path)
     method = make_method("ppo", total_timesteps=1)
     fitted = method.fit(world, 0.2)
-    assert "action_net.start" in fitted.tensors
+    assert fitted.tensors["mlp_extractor.departure.start"].shape == (6, world.pathways.num_pathways)  # at six cost weights
     masks = method.choose(world, fitted, world.group("val", "support"), 0.05)
     assert masks.shape == (len(world.data.population.val), world.pathways.num_pathways)
 

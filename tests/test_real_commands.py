@@ -328,7 +328,7 @@ def test_a_row_has_a_run_per_fold():
         f"popquorn-new-annotators-and-comments-seed2-fold{fold}" for fold in range(5)
     ]
     plain = replace(row, folds=0, extra=("--x", "y"))
-    assert plain.settings(1) == [("popquorn-new-annotators-and-comments-seed1", ["--x", "y"])]
+    assert plain.settings(1) == [("popquorn-new-annotators-and-comments-seed1", [*populations.WHOLE, "--x", "y"])]
 
 
 def figures(values):
