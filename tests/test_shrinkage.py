@@ -66,7 +66,7 @@ def test_accuracies_are_those_of_users_who_showed_so_much(pathways, batches):
 
 
 def test_users_who_are_asked_what_they_showed_are_trusted_and_those_with_foreign_labels_are_not(pathways, batches):
-    slow, fast, support = lively_init(pathways, rate=0.002), lively_init(pathways, rate=0.02), batches[0]
+    slow, fast, support = lively_init(pathways, rate=0.005), lively_init(pathways, rate=0.5), batches[0]
 
     def strength(init):
         return float(init.rates[0, 0] * init.trust(support)[0])
