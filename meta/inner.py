@@ -21,14 +21,16 @@ class MetaInit:
         rates: ``[K, P]`` inner learning rates per step and pathway.
         adapted: ``[P]`` bool, the pathways that the inner loop changes (ANIL: the head alone); the others are used
             at their shared weights.
-        prior: how many examples the start counts for: the inner loss of a user with n is weighted n / (n + prior), see
+        prior: how many examples the start counts for: the inner loss of a user with n is weighted n^k / (n^k + prior^k), see
             :mod:`meta.shrinkage`.
+        sharpness: k, how suddenly a user's examples outweigh the prior.
     """
 
     weights: Weights
     rates: Tensor
     adapted: Tensor
     prior: float = 0.0
+    sharpness: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -37,7 +39,7 @@ class MetaInit:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as one flat dict, for saving and hashing."""
-        prior = {"prior": torch.tensor(self.prior)} if self.prior else {}
+        prior = {"prior": torch.tensor(self.prior), "sharpness": torch.tensor(self.sharpness)} if self.prior else {}
         weights = {f"weights/{k}": w for k, w in self.weights.items()}
         return {"rates": self.rates, "adapted": self.adapted, **prior, **weights}
 
@@ -45,12 +47,13 @@ class MetaInit:
     def from_tensors(tensors: dict[str, Tensor]) -> "MetaInit":
         """The inverse of :meth:`tensors`."""
         weights = {k.removeprefix("weights/"): w for k, w in tensors.items() if k.startswith("weights/")}
-        return MetaInit(weights, tensors["rates"], tensors["adapted"], float(tensors.get("prior", 0.0)))
+        prior, sharpness = float(tensors.get("prior", 0.0)), float(tensors.get("sharpness", 1.0))
+        return MetaInit(weights, tensors["rates"], tensors["adapted"], prior, sharpness)
 
     def trust(self, batch: Batch) -> Tensor:
         """By how much users' inner losses on a batch are weighted, ``[U]`` in 0..1."""
-        counts = (batch.weights > 0).sum(1).float()
-        return counts / (counts + self.prior).clamp_min(1)
+        counts = (batch.weights > 0).sum(1).float() ** self.sharpness
+        return counts / (counts + self.prior**self.sharpness).clamp_min(1)
 
 
 def user_loss(logits: Tensor, batch: Batch) -> Tensor:

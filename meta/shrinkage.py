@@ -1,13 +1,15 @@
-"""How far a few examples may move a user: shrinkage towards the shared start, chosen on val users.
+"""How far examples may move a user: shrinkage towards the shared start and the number of inner steps, chosen on val users.
 
 A mean loss of one example has a gradient as large as that of a hundred, and says much less. So the inner loss of a user with n
-examples is weighted ``scale * n / (n + prior)``: what the mean of n observations counts for beside a prior worth ``prior`` of
-them, the empirical Bayes estimate of Efron and Morris 1973, "Stein's estimation rule and its competitors".
+examples is weighted ``scale * n^k / (n^k + prior^k)``. With a sharpness k of 1 that is what the mean of n observations counts
+for beside a prior worth ``prior`` of them, the empirical Bayes estimate of Efron and Morris 1973, "Stein's estimation rule and
+its competitors"; a higher one (Hill's curve) holds few examples back for longer and lets many go sooner. Held back like this,
+few examples bear more steps than the start was trained with, and many profit from them.
 
 Shapes: U users, S numbers of examples, G factors.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -25,17 +27,22 @@ USERS = 100
 """Val users who are asked; the first of them."""
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 """Of a user's support examples so many are shown, and all."""
-FACTORS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
+FACTORS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 """By which the inner loss is weighted where accuracies are measured; those between are read off a line."""
-SCALES = (1.0, 0.5, 0.7, 1.4, 2.0, 2.8)
-PRIORS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+SCALES = (1.0, 0.35, 0.5, 0.7, 1.4, 2.0, 2.8)
+PRIORS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+SHARPNESS = (1.0, 2.0)
+REPEATS = (1, 2, 4)
+"""How many times as many inner steps as were learned, each at its rate."""
+PROMISING = 3
+"""Of scales, priors and sharpnesses so many, by what was read off the line, are measured."""
 
 
 def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> MetaInit:
-    """The meta-initialisation with the scale (its rates are multiplied by it) and the prior that val users do best with.
+    """The meta-initialisation with the scale (its rates are multiplied by it), prior, sharpness and steps best for val users.
 
-    Best is the highest query accuracy, averaged over :data:`SIZES` (and over the mask with everything on and random ones). Of
-    equal ones the first is taken, which changes nothing.
+    What is best, :func:`worth_of` says. Steps cost time: more of them have to be better than the best with fewer by a
+    standard error of the paired difference (the rule of Breiman et al. 1984, "Classification and Regression Trees").
 
     Args:
         pathways: as in :func:`meta.inner.adapt`.
@@ -43,29 +50,93 @@ def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> 
         support: of U val users.
         query: theirs.
     """
-    counts = (support.weights > 0).sum(1)
-    sizes = [size for size in SIZES if size < int(counts.max())] + [int(counts.max())]
-    found = accuracies(pathways, init, support, query, sizes)
-    shown = np.minimum(counts.numpy()[:, None], sizes).mean(0)
-    choices = list(product(PRIORS, SCALES))
-    worth = [_read(found, scale * shown / (shown + prior)).mean() for prior, scale in choices]
-    prior, scale = choices[int(np.argmax(worth))]
-    return replace(init, rates=init.rates * scale, prior=prior)
+    shown = Shown.of(pathways, init, support, query)
+    best, worth = init, worth_of(shown.gains(init))
+    with tqdm(total=len(REPEATS) * (len(FACTORS) + PROMISING), desc="shrinkage of few examples", unit="setting") as bar:
+        for repeats in REPEATS:
+            longer = replace(init, rates=init.rates.repeat(repeats, 1))
+            for held in shown.promising(longer, bar):
+                tried = held.applied(longer)
+                found = worth_of(shown.gains(tried))
+                bar.update()
+                gain = found - worth
+                if gain.mean() > (tried.steps > best.steps) * gain.std() / len(gain) ** 0.5:
+                    best, worth = tried, found
+    return best
 
 
-def accuracies(pathways: Pathways, init: MetaInit, support: Batch, query: Batch, sizes: list[int]) -> NDArray[np.float64]:
-    """Mean query accuracy ``[S, G]`` of users who showed so many examples, their inner losses weighted by :data:`FACTORS`."""
-    draw = torch.Generator().manual_seed(0)
-    order = (torch.rand(support.weights.shape, generator=draw) - (support.weights > 0).float()).argsort(1)  # padding last
-    masks = [torch.ones(len(support), pathways.num_pathways, dtype=torch.bool)]
-    masks.append(sample_masks(len(support), pathways.num_pathways, draw, all_on=0.0))
-    found = np.zeros((len(sizes), len(FACTORS)))
-    grid = list(product(enumerate(sizes), enumerate(FACTORS)))
-    for (row, size), (column, factor) in tqdm(grid, desc="shrinkage of few examples", unit="setting"):
-        scaled, some = replace(init, rates=init.rates * factor, prior=0.0), first(support, order, size)
-        each = [adapted_accuracy(pathways, scaled, some, query, gates) for gates in masks]
-        found[row, column] = float(torch.stack(each).mean())
-    return found
+@dataclass(frozen=True)
+class Shrinkage:
+    """By how much the inner loss of a user with n examples is weighted."""
+
+    scale: float
+    prior: float = 0.0
+    sharpness: float = 1.0
+
+    def weight(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of users with so many examples, the same shape."""
+        return self.scale * counts**self.sharpness / (counts**self.sharpness + self.prior**self.sharpness)
+
+    def applied(self, init: MetaInit) -> MetaInit:
+        """The start whose rates include the scale."""
+        return replace(init, rates=init.rates * self.scale, prior=self.prior, sharpness=self.sharpness)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Val users who show so many of their examples, in an order that is the same for every question.
+
+    Attributes:
+        pathways, support, query: of U users.
+        order: ``[U, N]`` columns of the support, padding last.
+        sizes: S numbers of examples.
+        masks: ``[U, P]`` each; accuracies are averaged over them.
+        base: accuracies of the bare model, ``[U]``.
+    """
+
+    pathways: Pathways
+    support: Batch
+    query: Batch
+    order: Tensor
+    sizes: tuple[int, ...]
+    masks: tuple[Tensor, ...]
+    base: NDArray[np.float64]
+
+    @staticmethod
+    def of(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> "Shown":
+        """Sizes up to the largest support, that one included; everything on, and random masks."""
+        draw, most = torch.Generator().manual_seed(0), int((support.weights > 0).sum(1).max())
+        order = (torch.rand(support.weights.shape, generator=draw) - (support.weights > 0).float()).argsort(1)
+        everything = torch.ones(len(support), pathways.num_pathways, dtype=torch.bool)
+        masks = everything, sample_masks(len(support), pathways.num_pathways, draw, all_on=0.0)
+        base = adapted_accuracy(pathways, init, support, query, ~everything).double().numpy()
+        return Shown(pathways, support, query, order, (*(size for size in SIZES if size < most), most), masks, base)
+
+    def gains(self, init: MetaInit) -> NDArray[np.float64]:
+        """Accuracy on the query examples over the bare model's, of users who start at ``init``, ``[S, U]``."""
+        rows = []
+        for size in self.sizes:
+            some = first(self.support, self.order, size)
+            each = [adapted_accuracy(self.pathways, init, some, self.query, gates) for gates in self.masks]
+            rows.append(torch.stack(each).double().mean(0).numpy() - self.base)
+        return np.stack(rows)
+
+    def promising(self, init: MetaInit, bar: tqdm) -> list["Shrinkage"]:
+        """Those worth most by gains at :data:`FACTORS` and on the line between them, best first."""
+        counts = np.minimum((self.support.weights > 0).sum(1).numpy()[:, None], self.sizes).mean(0)
+        columns = []
+        for factor in FACTORS:
+            columns.append(self.gains(Shrinkage(factor).applied(init)).mean(1))
+            bar.update()
+        found, choices = np.stack(columns, 1), [Shrinkage(*choice) for choice in product(SCALES, PRIORS, SHARPNESS)]
+        worth = [worth_of(_read(found, held.weight(counts))[:, None])[0] for held in choices]
+        return [choices[place] for place in np.argsort(-np.array(worth), kind="stable")[:PROMISING]]
+
+
+def worth_of(gains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What gains ``[S, U]`` are worth, ``[U]``: the last as much as the way there, less the mean loss where it is largest."""
+    way = gains[:-1].mean(0) if len(gains) > 1 else gains[-1]
+    return (gains[-1] + way) / 2 + min(0.0, float(gains.mean(1).min()))
 
 
 def first(batch: Batch, order: Tensor, size: int) -> Batch:
@@ -77,5 +148,5 @@ def first(batch: Batch, order: Tensor, size: int) -> Batch:
 
 
 def _read(found: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Accuracies ``[S]`` at one factor per number of examples, between those that were measured."""
+    """Gains ``[S]`` at one factor per number of examples, between those ``[S, G]`` that were measured."""
     return np.array([np.interp(np.log(f), np.log(FACTORS), row) for f, row in zip(factors, found, strict=True)])

@@ -16,7 +16,7 @@ from backbones.pathways import Pathways
 from meta.inner import MetaInit, adapted
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.shrinkage import FACTORS, PRIORS, SCALES, SIZES, USERS, shrunk
+from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
 from meta.store import KIND, init_facts
 from users.batch import Batch, Prepared, Rows
 
@@ -49,7 +49,7 @@ class MetaConfig:
             and only what pathways read and the rates are learned; few train users cannot be learned by heart then.
         keep: ``last``, or ``best``: the state, among those after every 100 steps and the start, with the least query loss of
             val users under a fixed mixture of masks. Few train users are soon known by heart.
-        shrink: choose on val users how far a few examples may move a user, see :mod:`meta.shrinkage`; by
+        shrink: choose on val users how far examples may move a user and in how many steps, see :mod:`meta.shrinkage`; by
             :func:`meta_initialisation`, after training. Training that goes on from such a start keeps its prior.
         seed: everything random follows from it and the step number.
     """
@@ -293,7 +293,7 @@ def meta_initialisation(data: Prepared, config: MetaConfig, folder: Path, log: L
     if config.keep == "best" or config.shrink:
         facts["val_users"] = data.population.fingerprint("val")
     if config.shrink:
-        facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS]
+        facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
         return _shrunk(data, replace(config, shrink=False), folder, facts, log)
     settings = {name: value for name, value in asdict(config).items() if name != "shrink"}
     path = folder / f"meta-{cache_key(**facts, **settings)}"

@@ -1,10 +1,11 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from meta.inner import MetaInit, adapt
-from meta.shrinkage import accuracies, first, shrunk
+from meta.inner import MetaInit, adapt, adapted_accuracy
+from meta.shrinkage import REPEATS, Shown, Shrinkage, first, shrunk, worth_of
 from meta.trainer import MetaConfig, MetaTrainer, meta_initialisation
 from tests.test_meta import everything_on, lively_init
 from users.batch import Batch, Prepared, stack
@@ -20,12 +21,14 @@ def moved(pathways, init, batch):
     return {key: after[key] - init.weights[key] for key in after}
 
 
-@pytest.mark.parametrize(("size", "prior"), [(1, 3.0), (5, 5.0), (10, 2.5)])
-def test_so_many_examples_beside_a_prior_move_a_user_by_their_share(pathways, batches, size, prior):
+@pytest.mark.parametrize(
+    ("size", "prior", "sharpness", "share"), [(1, 3.0, 1.0, 0.25), (5, 5.0, 1.0, 0.5), (10, 5.0, 2.0, 0.8)]
+)
+def test_so_many_examples_beside_a_prior_move_a_user_by_their_share(pathways, batches, size, prior, sharpness, share):
     init, some = lively_init(pathways, steps=1), first(batches[0], torch.arange(20).expand(12, -1), size)
-    free, held = moved(pathways, init, some), moved(pathways, replace(init, prior=prior), some)
+    free, held = moved(pathways, init, some), moved(pathways, replace(init, prior=prior, sharpness=sharpness), some)
     for key in free:
-        torch.testing.assert_close(held[key], free[key] * size / (size + prior), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(held[key], free[key] * share, rtol=1e-4, atol=1e-6)
 
 
 def test_without_a_prior_nothing_is_held_back_and_without_examples_nothing_moves(pathways, batches):
@@ -40,7 +43,8 @@ def test_a_prior_is_kept_and_none_leaves_a_start_what_it_was(pathways):
     init = lively_init(pathways)
     assert "prior" not in init.tensors()
     assert MetaInit.from_tensors(init.tensors()).prior == 0
-    assert MetaInit.from_tensors(replace(init, prior=20.0).tensors()).prior == 20
+    kept = MetaInit.from_tensors(replace(init, prior=20.0, sharpness=2.0).tensors())
+    assert (kept.prior, kept.sharpness) == (20, 2)
 
 
 def test_the_first_examples_are_those_of_the_order_without_padding(batches):
@@ -56,13 +60,53 @@ def test_the_first_examples_are_those_of_the_order_without_padding(batches):
     assert torch.allclose(some.weights[[0, 3]], torch.tensor([[0.25] * 4, [0.5, 0.5, 0, 0]]))
 
 
-def test_accuracies_are_those_of_users_who_showed_so_much(pathways, batches):
+def test_gains_are_those_over_the_bare_model_of_users_who_showed_so_much(pathways, batches):
     support, query = batches
-    found = accuracies(pathways, lively_init(pathways, rate=0.01), support, query, [1, 20])
-    nearly = accuracies(pathways, lively_init(pathways, rate=0.01 * 1.4), support, query, [20])
-    assert found.shape == (2, 11)
-    assert found[1, 8] == pytest.approx(nearly[0, 7])  # a factor of 1.4 is a rate of 1.4
-    assert (found[0] != found[1]).any()
+    init = lively_init(pathways, rate=0.01)
+    shown = Shown.of(pathways, init, support, query)
+    assert shown.sizes == (1, 2, 5, 10, 20)
+    some = first(support, shown.order, 5)
+    each = [adapted_accuracy(pathways, init, some, query, gates) for gates in shown.masks]
+    bare = adapted_accuracy(pathways, init, some, query, torch.zeros_like(shown.masks[0]))
+    torch.testing.assert_close(torch.from_numpy(shown.gains(init)[2]), (each[0] + each[1]).double() / 2 - bare.double())
+    assert shown.masks[0].all() and not shown.masks[1].all()
+
+
+def test_the_end_counts_as_much_as_the_way_there_and_a_loss_counts_again():
+    gains = np.array([[0.0, 0.2], [0.1, 0.3], [0.4, 0.6]])
+    np.testing.assert_allclose(worth_of(gains), [0.225, 0.425])
+    lossy = gains - [[0.3], [0.0], [0.0]]  # the mean user loses .2 with the fewest examples
+    np.testing.assert_allclose(worth_of(lossy), [0.225 - 0.075 - 0.2, 0.425 - 0.075 - 0.2])
+    np.testing.assert_allclose(worth_of(gains[-1:]), gains[-1])
+
+
+def scripted(monkeypatch, gain_of):
+    """Val users whose gains follow from steps, scale and prior alone."""
+    spread = np.linspace(-0.01, 0.01, 12)
+
+    def gains(shown, init):
+        return np.stack([gain_of(init, size) + spread * (init.steps - 2) for size in shown.sizes])
+
+    monkeypatch.setattr(Shown, "gains", gains)
+
+
+@pytest.mark.parametrize(("more", "repeats"), [(0.0, 1), (0.001, 1), (0.02, 4), (-0.02, 1)])
+def test_more_steps_are_taken_where_they_win_by_a_standard_error(pathways, batches, monkeypatch, more, repeats):
+    scripted(monkeypatch, lambda init, size: more * init.steps)
+    found = shrunk(pathways, lively_init(pathways, steps=2), *batches)
+    assert found.steps == 2 * repeats and repeats in REPEATS
+
+
+@pytest.mark.parametrize("wanted", [Shrinkage(1.4, 10.0), Shrinkage(0.7, 5.0, 2.0), Shrinkage(1.0)])
+def test_scale_prior_and_sharpness_are_those_at_which_val_users_gain_most(pathways, batches, monkeypatch, wanted):
+    def gain(init, size):
+        weight = Shrinkage(float(init.rates[0, 0]) / 0.1, init.prior, init.sharpness).weight(np.array(float(size)))
+        return -abs(np.log(weight) - np.log(wanted.weight(np.array(float(size)))))
+
+    scripted(monkeypatch, gain)
+    found = shrunk(pathways, lively_init(pathways, rate=0.1), *batches)
+    assert (found.prior, found.sharpness) == (wanted.prior, wanted.sharpness)
+    assert float(found.rates[0, 0]) == pytest.approx(wanted.scale / 10)
 
 
 def test_users_who_are_asked_what_they_showed_are_trusted_and_those_with_foreign_labels_are_not(pathways, batches):
@@ -85,7 +129,8 @@ def test_shrinking_keeps_what_was_learned_apart_and_learns_nothing_again(pathway
     found = meta_initialisation(data, replace(config, shrink=True), tmp_path)
     again = meta_initialisation(data, replace(config, shrink=True), tmp_path)
     assert found.prior == again.prior and torch.equal(found.rates, again.rates)
-    assert torch.equal(found.rates / found.rates[0, 0], plain.rates / plain.rates[0, 0])
+    proportions = (plain.rates / plain.rates[0, 0]).repeat(found.steps // plain.steps, 1)
+    torch.testing.assert_close(found.rates / found.rates[0, 0], proportions)
     assert len([*tmp_path.glob("shrunk-*.json")]) == len([*tmp_path.glob("meta-*.json")]) == 1
 
 
