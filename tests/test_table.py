@@ -110,9 +110,12 @@ def test_order_counts_nothing_either_where_a_user_contradicts_themselves(tmp_pat
     assert note.startswith(f"{2 * len(rows[: len(ratings())][::9])} rows left out")
 
 
-def test_seeds_deal_anew(path):
+def test_seeds_deal_train_users_and_rows_anew_but_who_is_asked_in_the_end_stays(path):
     first, second = table(path), table(path, seed=1)
-    assert {u.user_id for u in first.test} != {u.user_id for u in second.test}
+    for split in ("val", "test"):
+        assert {u.user_id for u in getattr(first, split)} == {u.user_id for u in getattr(second, split)}
+    assert {u.user_id for u in first.train} != {u.user_id for u in second.train}
+    assert first.fingerprint() != second.fingerprint()
     assert table(path).fingerprint() == first.fingerprint()
 
 

@@ -10,30 +10,40 @@ from users.roles import by_hash, is_fitting, position, split_of
 
 PARTS = ("fitting", *SPLITS)
 """Users of the first fit the population model and are in no split."""
+SPLIT_SEED = 0
 
 
 def parts_of(users: Iterable[str], seed: int, fit_share: float, given: Mapping[str, str] | None = None) -> dict[str, str]:
     """The part of each user, by hash and hence whatever their order; no part is empty.
 
+    The split does not depend on the seed: who is a val user under one seed, on whom something may be chosen, is a test user
+    under none.
+
     Args:
         users: ids.
-        seed: of the hashes.
+        seed: deals train users to ``fitting``.
         fit_share: share of the train users that go to ``fitting``.
         given: the split of each user; None: by hash.
 
     Raises:
         ValueError: if there are too few users for every part to have one.
     """
-    part = {}
-    for user in users:
-        split = given[user] if given is not None else split_of(user, seed)
-        part[user] = "fitting" if split == "train" and is_fitting(user, seed, fit_share) else split
-    if given is None:
-        return filled(part, PARTS, seed)
-    for split in ("val", "test"):
-        if split not in part.values():
-            raise ValueError(f"no {split} user has enough examples; give that split more users, or more examples per user.")
-    return filled(part, ("fitting", "train"), seed)
+    given = {user: given[user] for user in users} if given is not None else _split(users, fit_share)
+    for name in ("val", "test"):
+        if name not in given.values():
+            raise ValueError(f"no {name} user has enough examples; give that split more users, or more examples per user.")
+    return filled(_with_fitting(given, seed, fit_share), ("fitting", "train"), seed)
+
+
+def _split(users: Iterable[str], fit_share: float) -> dict[str, str]:
+    """By hash, with two train users at least, of whom one can be fitted on."""
+    split = {user: split_of(user, SPLIT_SEED) for user in users}
+    part = filled(_with_fitting(split, SPLIT_SEED, fit_share), PARTS, SPLIT_SEED)
+    return {user: "train" if part[user] == "fitting" else part[user] for user in part}
+
+
+def _with_fitting(split: Mapping[str, str], seed: int, fit_share: float) -> dict[str, str]:
+    return {user: "fitting" if own == "train" and is_fitting(user, seed, fit_share) else own for user, own in split.items()}
 
 
 def filled(part: dict[str, str], among: Sequence[str], seed: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from backbones.registry import did_you_mean
-from users.assignment import PARTS, check_classes, chosen, filled, parts_of
+from users.assignment import PARTS, SPLIT_SEED, check_classes, chosen, filled, parts_of
 from users.base import SPLITS, Examples, Population, User
 from users.files import data_root as root_of
 from users.files import find
@@ -53,7 +53,7 @@ def lamp(
         data_root: folder that holds ``LaMP_2/`` (or ``LaMP-2/``, or the files themselves): ``train_questions.json``,
             ``train_outputs.json``, ``dev_questions.json``, ``dev_outputs.json`` and perhaps the same two for test.
         task: LaMP-1, LaMP-2 or LaMP-3.
-        seed: chooses users, and deals them to fitting and profiles to roles.
+        seed: chooses users, deals train users to fitting and profiles to roles; who is val or test does not depend on it.
         support: profile entries that are known of a user, half of the profile at most; the others are validation.
         fit_share: share of the train users whose profiles and questions fit the population model; they are users no longer.
         max_users: at most so many users altogether, those who fit the population model included; None: all.
@@ -118,7 +118,8 @@ def _parts(questions: Mapping[str, Question], halved: bool, seed: int, fit_share
     splits = {_person(question): question.split for question in questions.values()}
     if halved:
         dev = [person for person, split in splits.items() if split == "val"]
-        splits |= filled({p: "val" if position("half", seed, p) < 0.5 else "test" for p in dev}, ("val", "test"), seed)
+        halves = {p: "val" if position("half", SPLIT_SEED, p) < 0.5 else "test" for p in dev}
+        splits |= filled(halves, ("val", "test"), SPLIT_SEED)
     part = parts_of(splits, seed, fit_share, splits)
     return {name: part[_person(question)] for name, question in questions.items()}
 
