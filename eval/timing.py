@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from eval.plan import BASE, Plan
 from eval.rows import FAILURES, Measuring, reason_of
 from users.batch import Batch
 
+T = TypeVar("T")
 LOG = logging.getLogger("dsa")
 REPEATS = 9
 USERS = 64
@@ -127,20 +128,27 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
 
 def _in_turns(measuring: Measuring, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Figures by method, of those that did not fail."""
-    methods = {}
-    for name in tqdm(names, desc="ready to be timed", unit="method"):
+    failed: set[str] = set()
+
+    def tried(name: str, work: Callable[[], T]) -> T | None:
         try:
-            methods[name] = ready(measuring, name)
-        except FAILURES as error:  # its rows say so too
+            return None if name in failed else work()
+        except FAILURES as error:  # the others go on
             LOG.warning("%s is not timed, it failed: %s", name, reason_of(error))
+            failed.add(name)
+            return None
+
+    preparing = tqdm(names, desc="ready to be timed", unit="method")
+    methods = {name: timed for name in preparing if (timed := tried(name, partial(ready, measuring, name)))}
     inputs = _inputs(measuring)
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
     for turn in tqdm(range(REPEATS + 1), desc="timing, in turns", unit="turn"):
         for name, timed in methods.items():
-            for what, seconds in _turn(measuring, timed, inputs, turn).items():
+            for what, seconds in (tried(name, partial(_turn, measuring, timed, inputs, turn)) or {}).items():
                 if turn:  # the first one warms up
                     taken[name].setdefault(what, []).append(seconds)
-    return {name: _summary(measuring, timed, taken[name], inputs) for name, timed in methods.items()}
+    found = {n: tried(n, partial(_summary, measuring, timed, taken[n], inputs)) for n, timed in methods.items()}
+    return {name: summary for name, summary in found.items() if summary}
 
 
 def _inputs(measuring: Measuring) -> dict[str, Tensor]:
