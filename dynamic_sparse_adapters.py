@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 __version__ = "0.1.0"
-PACKAGES = ("backbones", "users", "meta", "envs", "agents", "eval")
+PACKAGES = ("backbones", "users", "meta", "envs", "agents", "serving", "eval")
 
 
 def check_names(packages: tuple[str, ...] = PACKAGES, home: Path | None = None) -> None:

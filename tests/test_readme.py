@@ -9,19 +9,20 @@ from backbones import BACKBONES, make_backbone
 from backbones.pathways import make_pathways
 
 PAGE = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+BLOCKS = {block.split("\n")[0]: block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S)}
+"""By first line."""
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.S)
 
 
 def test_the_python_example_trains_a_policy(capsys):
-    code = BLOCKS[0].replace("dsa/DigitsResNet-v0", "dsa/Planted-v0").replace("20_000", "512")
+    code = BLOCKS["import envs  # registers the ids"].replace("dsa/DigitsResNet-v0", "dsa/Planted-v0").replace("20_000", "512")
     exec(code, {})
     assert capsys.readouterr().out.startswith("[[")
 
 
 def test_the_backbone_example_has_five_pathways():
     try:
-        exec(BLOCKS[1], {})
+        exec(next(block for block in BLOCKS.values() if "mixer" in block), {})
         assert make_pathways("inline", make_backbone("mixer", classes=3)).num_pathways == 5
     finally:
         if "mixer" in list(BACKBONES):

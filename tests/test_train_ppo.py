@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from envs.oracles import Oracle
 from envs.planted import planted
 from envs.rules import Rules
 from envs.scenario import _load
+from serving import Personaliser
 
 QUIET = ["--no-progress", "--num-threads", "1"]
 METHOD_KEYS = {"reward", "accuracy", "cost", "active_fraction", "distinct_masks", "labels_used"}
@@ -560,6 +563,30 @@ def test_a_digits_run_is_evaluated_again_from_the_answers_on_disk(digits_run, mo
     monkeypatch.setattr("envs.oracles.adapt", lambda *args, **kwargs: pytest.fail("a user was adapted again"))
     _load.cache_clear()
     assert evaluate.evaluate_run(digits_run)["test"] == before["test"]
+
+
+def test_a_run_is_served_with_the_masks_that_its_table_is_of(digits_run, tmp_path):
+    scenario = RunConfig.load(digits_run).scenario(digits_run)
+    with (digits_run / "users.csv").open() as file:
+        rows = {row["user"]: row["ppo_mask"] for row in csv.DictReader(file)}
+    with Personaliser.from_run(digits_run, tmp_path / "users.db") as personaliser:
+        for user in scenario.data.population.test:
+            given = personaliser.enroll(user.user_id, user.support.inputs, user.support.labels)
+            on = "".join("1" if name in given.pathways else "0" for name in scenario.pathways)
+            assert on == rows[user.user_id]
+            assert len(personaliser.predict([user.user_id] * len(user.query), user.query.inputs)) == len(user.query)
+
+
+def test_the_readmes_example_of_serving_runs(digits_run, tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "serving" in block)
+    first, second = RunConfig.load(digits_run).scenario(digits_run).data.population.test
+    names = {"images": first.support.inputs, "labels": first.support.labels, "inputs": first.query.inputs[:3]}
+    names |= {"more_images": second.support.inputs[:4], "more_labels": second.support.labels[:4]}
+    monkeypatch.chdir(tmp_path)
+    exec(re.sub(r'"logs/[^"]*"', repr(str(digits_run)), code), names)
+    with Personaliser.from_run(digits_run, "users.db") as service:
+        assert service.stats()["enrolled"] == 0
 
 
 def test_another_policy_does_not_inherit_the_arguments_of_the_yamls_own():

@@ -1,0 +1,6 @@
+"""Many users at inference: enrol them, keep them on disk, serve batches that mix them."""
+
+from serving.personaliser import Personaliser
+from serving.store import DamagedRecordError, ForeignStoreError, StoreFullError, UnknownUserError, UserStore
+
+__all__ = ["DamagedRecordError", "ForeignStoreError", "Personaliser", "StoreFullError", "UnknownUserError", "UserStore"]

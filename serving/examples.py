@@ -1,0 +1,113 @@
+"""What users show when they are enrolled and ask later: checked, made ready for the backbone, and kept as bytes.
+
+Shapes: U users, N examples per user, M inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from backbones.base import Backbone
+from backbones.pathways import Frozen, Pathways
+from users.base import Examples
+from users.batch import CHUNK, Batch
+
+PADDING = -1
+"""Where a text has no token; see :meth:`backbones.bert.BertBackbone.prepare`."""
+
+
+def ready(backbone: Backbone, inputs: Any) -> Tensor:
+    """Raw inputs (a tensor of images, a list of texts) as the backbone reads them, ``[M, ...]``.
+
+    Raises:
+        ValueError: for no inputs, the wrong kind or shape, or values that are not finite.
+    """
+    if hasattr(inputs, "__len__") and not len(inputs):
+        raise ValueError("there is no input; give one at least.")
+    reference = backbone.reference_inputs()
+    found = inputs if isinstance(inputs, Tensor) and inputs.dim() != reference.dim() else backbone.prepare(inputs)
+    if found.dim() != reference.dim() or found.is_floating_point() != reference.is_floating_point():
+        raise ValueError(
+            f"inputs must look like {_described(reference)}, a batch of one, and look like {_described(found)}; add or take "
+            "away dimensions, and give images as uint8 (0 to 255) or floating point."
+        )
+    if found.is_floating_point() and backbone.channel_axis == 1 and found.shape[1] != reference.shape[1]:
+        raise ValueError(f"images have {found.shape[1]} channels and the model reads {reference.shape[1]}; convert them.")
+    if found.is_floating_point() and not found.isfinite().all():
+        raise ValueError("inputs are NaN or infinite; remove or impute those examples.")
+    return found
+
+
+def labelled(backbone: Backbone, inputs: Any, labels: Sequence[int] | Tensor, classes: int) -> Examples:
+    """Inputs that are ready, and their labels.
+
+    Raises:
+        ValueError: as :func:`ready`, and for labels that are no class or are not as many as inputs.
+    """
+    found, targets = ready(backbone, inputs), torch.as_tensor(labels)
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.dim() != 1:
+        raise ValueError(f"labels must be class indices [N], integers; got {_described(targets)}.")
+    if len(found) != len(targets):
+        raise ValueError(f"{len(found)} inputs but {len(targets)} labels; give every input one label.")
+    if int(targets.min()) < 0 or int(targets.max()) >= classes:
+        raise ValueError(f"labels must be 0 to {classes - 1}, got {int(targets.min())} to {int(targets.max())}.")
+    return Examples(found, targets.long())
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor after the other, ``[M, ...]``; texts are padded to the longest."""
+    if tensors[0].is_floating_point():
+        return torch.cat(list(tensors))
+    width = max(t.shape[1] for t in tensors)
+    return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=PADDING) for t in tensors])
+
+
+def batch_of(pathways: Pathways, users: Sequence[Examples]) -> Batch:
+    """U users' examples after the frozen model."""
+    inputs = side_by_side([each.inputs for each in users])
+    frozen = Frozen.cat([pathways.frozen(some) for some in inputs.split(CHUNK)])
+    counts = torch.tensor([len(each) for each in users])
+    present = torch.arange(int(counts.max())) < counts[:, None]
+    index, labels = torch.zeros(present.shape, dtype=torch.int64), torch.zeros(present.shape, dtype=torch.int64)
+    index[present] = torch.arange(len(inputs))
+    labels[present] = torch.cat([each.labels for each in users])
+    return Batch(frozen, index, labels, present / counts[:, None])
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The latest ``most`` examples of a user as bytes and back, for :meth:`Personaliser.update`."""
+
+    most: int
+
+    def latest(self, old: Examples | None, new: Examples) -> Examples:
+        """The last ones of both; of the new ones all, however many."""
+        room = max(0, self.most - len(new))
+        if old is None or not room:
+            return new
+        return Examples(side_by_side([old.inputs[-room:], new.inputs]), torch.cat([old.labels[-room:], new.labels]))
+
+    def pack(self, examples: Examples) -> bytes:
+        """The last of them; nothing where none are to be kept. Images in half precision."""
+        if not self.most:
+            return b""
+        inputs, labels = examples.inputs[-self.most :], examples.labels[-self.most :]
+        small = inputs.half() if inputs.is_floating_point() else inputs.int()
+        return save({"inputs": small.contiguous(), "labels": labels.int().contiguous()})
+
+    @staticmethod
+    def unpack(record: bytes) -> Examples | None:
+        """The inverse; None where nothing was kept."""
+        if not record:
+            return None
+        found = load(record)
+        inputs = found["inputs"]
+        return Examples(inputs.float() if inputs.is_floating_point() else inputs.long(), found["labels"].long())

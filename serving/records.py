@@ -1,0 +1,134 @@
+"""A user's mask and adapter as bytes: the mask, the weights that are switched on, and nothing else.
+
+Which weights there are, and of what shape, follows from the pathways, so a record has no header of names and sizes.
+Shapes: P pathways.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backbones.pathways import Pathways, Weights
+from meta.inner import MetaInit
+
+HEADER = struct.Struct("<dI")
+PRECISIONS = ("float16", "int8", "float32")
+GROUP = 32
+"""Weights that share a scale in eight bits."""
+LARGEST = {"float16": 65504.0, "int8": 3.4e38, "float32": 3.4e38}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What one user runs with.
+
+    Attributes:
+        gates: ``[P]`` bool.
+        weights: one user's, of every pathway that is on (others may be there and count for nothing).
+        cost_weight: the price at which the mask was chosen.
+        labels: how many labelled examples it was adapted on.
+    """
+
+    gates: Tensor
+    weights: Weights
+    cost_weight: float
+    labels: int
+
+
+class Codec:
+    """Adapters along some pathways to bytes and back.
+
+    Args:
+        pathways: they belong to.
+        init: what weights that are not each user's own (ANIL: all but the head) are taken from.
+        precision: a name in :data:`PRECISIONS`: ``"float16"``; ``"int8"``, groups of :data:`GROUP` weights with a scale
+            each (little more than half the bytes, errors of up to 1/254 of a group's largest weight); ``"float32"``.
+
+    Raises:
+        ValueError: for an unknown precision.
+    """
+
+    def __init__(self, pathways: Pathways, init: MetaInit, precision: str = "float16") -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}.")
+        self.pathways, self.init, self.precision = pathways, init, precision
+
+    def pack(self, adapter: Adapter) -> bytes:
+        """An adapter as bytes.
+
+        Raises:
+            FloatingPointError: if a weight is not finite, or too large for the precision.
+        """
+        parts = [
+            HEADER.pack(adapter.cost_weight, adapter.labels),
+            np.packbits(adapter.gates.numpy(), bitorder="little").tobytes(),
+        ]
+        parts += [self._pack(key, adapter.weights[key]) for key in self._keys(adapter.gates)]
+        return b"".join(parts)
+
+    def unpack(self, record: bytes) -> Adapter:
+        """The inverse of :meth:`pack`, as far as the precision goes; weights in float32.
+
+        Raises:
+            ValueError: if the bytes are too few or too many.
+        """
+        count = self.pathways.num_pathways
+        mask = -(-count // 8)
+        start = HEADER.size + mask
+        if len(record) < start:
+            raise ValueError(f"a record of {len(record)} bytes is shorter than its header of {start}.")
+        cost_weight, labels = HEADER.unpack_from(record)
+        bits = np.unpackbits(np.frombuffer(record, np.uint8, mask, HEADER.size), bitorder="little", count=count)
+        gates = torch.from_numpy(bits.astype(bool))
+        weights, keys = {}, self._keys(gates)
+        if (expected := start + sum(map(self._bytes, keys))) != len(record):
+            raise ValueError(f"a record of {len(record)} bytes, where its mask asks for {expected}.")
+        for key in keys:
+            weights[key] = self._unpack(key, record, start)
+            start += self._bytes(key)
+        return Adapter(gates, weights, cost_weight, labels)
+
+    def _keys(self, gates: Tensor) -> list[str]:
+        """Of the weights that are kept: switched on, and the user's own."""
+        return [key for p in (gates & self.init.adapted).nonzero()[:, 0].tolist() for key in self.pathways.keys[p]]
+
+    def _bytes(self, key: str) -> int:
+        size = self.init.weights[key].numel()
+        if self.precision == "int8":
+            return size + 4 * -(-size // GROUP)
+        return size * {"float16": 2, "float32": 4}[self.precision]
+
+    def _pack(self, key: str, weight: Tensor) -> bytes:
+        values = weight.detach().float().flatten().numpy()
+        if not np.abs(values).max(initial=0.0) <= LARGEST[self.precision]:  # also where it is NaN
+            raise FloatingPointError(
+                f"the weights {key} are not finite or too large for {self.precision}; keep them as float32, or adapt with "
+                "lower rates."
+            )
+        if self.precision != "int8":
+            return values.astype(self.precision).tobytes()
+        grouped = _in_groups(values)
+        scales = np.abs(grouped).max(1) / 127
+        rounded = np.rint(grouped / np.maximum(scales, np.finfo(np.float32).tiny)[:, None]).astype(np.int8)
+        return scales.tobytes() + rounded.reshape(-1)[: values.size].tobytes()
+
+    def _unpack(self, key: str, record: bytes, start: int) -> Tensor:
+        shape = self.init.weights[key].shape
+        size = shape.numel()
+        if self.precision != "int8":
+            values = np.frombuffer(record, self.precision, size, start).astype(np.float32)
+        else:
+            groups = -(-size // GROUP)
+            scales = np.frombuffer(record, np.float32, groups, start)
+            whole = _in_groups(np.frombuffer(record, np.int8, size, start + 4 * groups).astype(np.float32))
+            values = (whole * scales[:, None]).reshape(-1)[:size]
+        return torch.from_numpy(values.copy()).view(shape)
+
+
+def _in_groups(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``[groups, GROUP]``, padded with zeros."""
+    return np.pad(values, (0, -len(values) % GROUP)).reshape(-1, GROUP)
