@@ -30,7 +30,7 @@ from envs.oracles import Oracle
 from envs.planted import planted
 from envs.rules import Rules
 from envs.scenario import _load
-from serving import Personaliser
+from serving import Personaliser, demo
 
 QUIET = ["--no-progress", "--num-threads", "1"]
 METHOD_KEYS = {"reward", "accuracy", "cost", "active_fraction", "distinct_masks", "labels_used"}
@@ -587,6 +587,18 @@ def test_the_readmes_example_of_serving_runs(digits_run, tmp_path, monkeypatch):
     exec(re.sub(r'"logs/[^"]*"', repr(str(digits_run)), code), names)
     with Personaliser.from_run(digits_run, "users.db") as service:
         assert service.stats()["enrolled"] == 0
+
+
+def test_the_demo_enrols_the_test_users_and_counts_right_answers(digits_run, capsys):
+    demo.main([str(digits_run), "--seconds", "0.2", "--batch", "8", "--num-threads", "1"])
+    out = capsys.readouterr().out
+    assert re.search(r"2 users, mean cost [01]\.\d\d, [\d,]+ bytes each on disk", out)
+    scenario = RunConfig.load(digits_run).scenario(digits_run)
+    assert all(user.user_id[:12] in out for user in scenario.data.population.test)
+    answers, right, bare = re.search(r"(\d+) answers, .* right: ([\d.]+) %, by the bare model ([\d.]+) %", out).groups()
+    assert int(answers) >= 8 and int(answers) % 8 == 0 and 0 <= float(right) <= 100 and 0 < float(bare) < 100
+    with pytest.raises(SystemExit, match="nowhere is not a run"):
+        demo.main(["nowhere"])
 
 
 def test_another_policy_does_not_inherit_the_arguments_of_the_yamls_own():
