@@ -121,6 +121,9 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
     found = _in_turns(measuring, [BASE, *missing] if BASE in there else missing)
     if BASE not in there:
         return {**known, "methods": {**there, **found}}
+    if BASE not in found:
+        LOG.warning("nothing was added to the figures: base, beside which they would stand, failed.")
+        return dict(known)
     added = {name: one for name, one in found.items() if name != BASE}
     later = [{"methods": [*added], "base": found[BASE]}] if added else []
     return {**known, "methods": {**there, **added}, "later": [*known.get("later", []), *later]}

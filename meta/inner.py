@@ -4,8 +4,11 @@ Shapes: U users, N examples per user, P pathways, C classes, K inner steps.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.pathways import Pathways, Weights
@@ -52,8 +55,16 @@ class MetaInit:
 
     def trust(self, batch: Batch) -> Tensor:
         """By how much users' inner losses on a batch are weighted, ``[U]`` in 0..1."""
-        counts = (batch.weights > 0).sum(1).float() ** self.sharpness
-        return counts / (counts + self.prior**self.sharpness).clamp_min(1)
+        return share((batch.weights > 0).sum(1).float(), self.prior, self.sharpness)
+
+
+Counts = TypeVar("Counts", Tensor, NDArray[np.float64])
+
+
+def share(counts: Counts, prior: float, sharpness: float) -> Counts:
+    """What numbers of examples count for beside a prior, 0..1: ``n^k / (n^k + prior^k)``, and 0 without examples."""
+    powers = counts**sharpness
+    return powers / (powers + prior**sharpness + (counts == 0))
 
 
 def user_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ A mean loss of one example has a gradient as large as that of a hundred, and say
 examples is weighted ``scale * n^k / (n^k + prior^k)``. With a sharpness k of 1 that is what the mean of n observations counts
 for beside a prior worth ``prior`` of them, the empirical Bayes estimate of Efron and Morris 1973, "Stein's estimation rule and
 its competitors"; a higher one (Hill's curve) holds few examples back for longer and lets many go sooner. Held back like this,
-few examples bear more steps than the start was trained with, and many profit from them.
+few examples might bear more steps than the start was trained with, so these are asked about as well.
 
 Shapes: U users, S numbers of examples, G factors.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from backbones.pathways import Pathways
-from meta.inner import MetaInit, adapted_accuracy
+from meta.inner import MetaInit, adapted_accuracy, share
 from meta.masks import sample_masks
 from users.batch import Batch
 
@@ -42,7 +42,8 @@ def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> 
     """The meta-initialisation with the scale (its rates are multiplied by it), prior, sharpness and steps best for val users.
 
     What is best, :func:`worth_of` says. Steps cost time: more of them have to be better than the best with fewer by a
-    standard error of the paired difference (the rule of Breiman et al. 1984, "Classification and Regression Trees").
+    standard error of the paired difference (the rule of Breiman et al. 1984, "Classification and Regression Trees"; the part of
+    the worth that is the same for all users, a mean loss, adds nothing to that error).
 
     Args:
         pathways: as in :func:`meta.inner.adapt`.
@@ -75,7 +76,7 @@ class Shrinkage:
 
     def weight(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of users with so many examples, the same shape."""
-        return self.scale * counts**self.sharpness / (counts**self.sharpness + self.prior**self.sharpness)
+        return self.scale * share(counts, self.prior, self.sharpness)
 
     def applied(self, init: MetaInit) -> MetaInit:
         """The start whose rates include the scale."""

@@ -130,6 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
             tempfile.TemporaryDirectory() as folder,
             Personaliser.from_run(args.run, Path(folder) / "users.db", slots=args.slots) as service,
         ):
+            if scenario.data.population.folds is not None:
+                print("The population model is cross-fitted: what it says of items that it was fitted on is not corrected.")
             people = crowd(scenario.data.population, args.users)
             run_demo(service, people, prices[len(prices) // 2], args.seconds, args.batch)
     except (ValueError, OSError, ArtefactError) as error:

@@ -5,6 +5,7 @@ Shapes: U users, N examples per user, M inputs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from backbones.base import Backbone
+from backbones.bert import PADDING
 from backbones.pathways import Frozen, Pathways
 from users.base import Examples
-from users.batch import CHUNK, Batch
+from users.batch import CHUNK, Batch, side_by_side
 
-PADDING = -1
-"""Where a text has no token; see :meth:`backbones.bert.BertBackbone.prepare`."""
+HALF = 65504.0
+"""The largest number in half precision."""
+_PREPARING = Lock()
+"""Tokenizers are not safe for threads: cutting a long text changes how they read the others."""
 
 
 def ready(backbone: Backbone, inputs: Any) -> Tensor:
@@ -29,15 +33,24 @@ def ready(backbone: Backbone, inputs: Any) -> Tensor:
     if hasattr(inputs, "__len__") and not len(inputs):
         raise ValueError("there is no input; give one at least.")
     reference = backbone.reference_inputs()
-    found = inputs if isinstance(inputs, Tensor) and inputs.dim() != reference.dim() else backbone.prepare(inputs)
+    if isinstance(inputs, Tensor) and inputs.dim() != reference.dim():
+        found = inputs
+    else:
+        with _PREPARING:
+            found = backbone.prepare(inputs)
     if found.dim() != reference.dim() or found.is_floating_point() != reference.is_floating_point():
         raise ValueError(
             f"inputs must look like {_described(reference)}, a batch of one, and look like {_described(found)}; add or take "
             "away dimensions, and give images as uint8 (0 to 255) or floating point."
         )
-    if found.is_floating_point() and backbone.channel_axis == 1 and found.shape[1] != reference.shape[1]:
+    if not found.numel():
+        raise ValueError(f"inputs look like {_described(found)}: there is nothing in them.")
+    if not found.is_floating_point():
+        return found
+    if backbone.channel_axis == 1 and found.shape[1] != reference.shape[1]:
         raise ValueError(f"images have {found.shape[1]} channels and the model reads {reference.shape[1]}; convert them.")
-    if found.is_floating_point() and not found.isfinite().all():
+    found = found.float()
+    if not found.isfinite().all():
         raise ValueError("inputs are NaN or infinite; remove or impute those examples.")
     return found
 
@@ -48,7 +61,11 @@ def labelled(backbone: Backbone, inputs: Any, labels: Sequence[int] | Tensor, cl
     Raises:
         ValueError: as :func:`ready`, and for labels that are no class or are not as many as inputs.
     """
-    found, targets = ready(backbone, inputs), torch.as_tensor(labels)
+    found = ready(backbone, inputs)
+    try:
+        targets = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels must be class indices [N], integers ({error}).") from error
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.dim() != 1:
         raise ValueError(f"labels must be class indices [N], integers; got {_described(targets)}.")
     if len(found) != len(targets):
@@ -62,9 +79,17 @@ def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-    """One tensor after the other, ``[M, ...]``; texts are padded to the longest."""
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor after the other, ``[M, ...]``; texts are padded to the longest.
+
+    Raises:
+        ValueError: for images of different sizes.
+    """
     if tensors[0].is_floating_point():
+        if len(sizes := {tuple(t.shape[1:]) for t in tensors}) > 1:
+            raise ValueError(
+                f"images of different sizes ({sorted(sizes)}) cannot be learned from together; give them one size."
+            )
         return torch.cat(list(tensors))
     width = max(t.shape[1] for t in tensors)
     return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=PADDING) for t in tensors])
@@ -72,14 +97,9 @@ def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
 
 def batch_of(pathways: Pathways, users: Sequence[Examples]) -> Batch:
     """U users' examples after the frozen model."""
-    inputs = side_by_side([each.inputs for each in users])
+    inputs = joined([each.inputs for each in users])
     frozen = Frozen.cat([pathways.frozen(some) for some in inputs.split(CHUNK)])
-    counts = torch.tensor([len(each) for each in users])
-    present = torch.arange(int(counts.max())) < counts[:, None]
-    index, labels = torch.zeros(present.shape, dtype=torch.int64), torch.zeros(present.shape, dtype=torch.int64)
-    index[present] = torch.arange(len(inputs))
-    labels[present] = torch.cat([each.labels for each in users])
-    return Batch(frozen, index, labels, present / counts[:, None])
+    return side_by_side(frozen, users, torch.arange(len(inputs)))
 
 
 @dataclass(frozen=True)
@@ -93,14 +113,15 @@ class Shelf:
         room = max(0, self.most - len(new))
         if old is None or not room:
             return new
-        return Examples(side_by_side([old.inputs[-room:], new.inputs]), torch.cat([old.labels[-room:], new.labels]))
+        return Examples(joined([old.inputs[-room:], new.inputs]), torch.cat([old.labels[-room:], new.labels]))
 
     def pack(self, examples: Examples) -> bytes:
-        """The last of them; nothing where none are to be kept. Images in half precision."""
+        """The last of them; nothing where none are to be kept. Images in half precision, if they fit."""
         if not self.most:
             return b""
         inputs, labels = examples.inputs[-self.most :], examples.labels[-self.most :]
-        small = inputs.half() if inputs.is_floating_point() else inputs.int()
+        halved = inputs.half() if inputs.is_floating_point() else inputs.int()
+        small = halved if inputs.abs().max() <= HALF else inputs
         return save({"inputs": small.contiguous(), "labels": labels.int().contiguous()})
 
     @staticmethod

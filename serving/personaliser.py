@@ -4,8 +4,9 @@ Shapes: U users, M inputs, C classes, P pathways.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ from serving.records import Adapter, Codec
 from serving.slots import Slots
 from serving.store import UnknownUserError, UserStore, check_id
 from users.base import Examples
+from users.batch import CHUNK
 
 UNKNOWN = ("error", "bare")
+COUNTERS = ("predictions", "bare_predictions", "slot_hits", "slot_misses", "evictions")
+"""Of the statistics, those that only rise."""
+TOGETHER = 64
+"""Users who are adapted in one program."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ class Enrolled:
 class Personaliser:
     """Enrols users, keeps them on disk, and predicts for batches that mix them. Safe for threads.
 
-    Several processes may share a store: what one of them enrols, changes or forgets counts for the others' next call.
+    Several processes may share a store: what one of them enrols, changes or forgets counts for the others' next call (until
+    then they may still have it in memory). Users are new people: where the population model is cross-fitted, what it says of
+    items that it was fitted on is not corrected, as it is for the population's own users.
 
     Args:
         scenario: whose population model, pathways, meta-initialisation and observations.
@@ -90,8 +98,8 @@ class Personaliser:
         self._codec, self._shelf = Codec(self.pathways, self.init, precision), Shelf(keep)
         self._slots = Slots(self.pathways, self.init, slots)
         self._store = UserStore(store, self._identity(), megabytes)
-        self._lock = threading.RLock()
-        self._counts = dict.fromkeys(("predictions", "bare_predictions", "slot_hits", "slot_misses"), 0)
+        self._lock, self._choosing = threading.RLock(), threading.Lock()
+        self._counts = dict.fromkeys(COUNTERS[:-1], 0)
 
     @staticmethod
     def from_run(run: str | Path, store: str | Path, **settings: Any) -> "Personaliser":
@@ -113,7 +121,6 @@ class Personaliser:
             "pathways": " ".join(self.pathways.names),
             "rank": str(self.pathways.rank),
             "precision": self._codec.precision,
-            "keep": str(self._shelf.most),
         }
 
     def enroll(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
@@ -154,23 +161,32 @@ class Personaliser:
         return weight
 
     def _enrolled(self, shown: Mapping[str, Examples], price: float) -> dict[str, Enrolled]:
+        records, out = {}, {}
+        for start in range(0, len(shown), TOGETHER):
+            for user, (record, given) in self._made(dict(islice(shown.items(), start, start + TOGETHER)), price).items():
+                records[user], out[user] = record, given
+        self._store.put(records)
+        self._drop(records)
+        return out
+
+    def _made(self, shown: Mapping[str, Examples], price: float) -> dict[str, tuple[bytes, Enrolled]]:
+        """Users' records, not yet stored, and what is in them."""
         batch = batch_of(self.pathways, [*shown.values()])
         look = self._scenario.look
         assert look is not None
         embeddings, statistics = look.embedder.embed(batch), look.of.observe(look.of.raw(batch))
         seen = replace(self._scenario, embeddings=embeddings.numpy(), statistics=statistics.numpy())
         weight = price if self._rules.weight.varies else None
-        with self._lock:  # policies predict one batch at a time
+        with self._choosing:
             masks = choose_plans(self._policy, seen, np.arange(len(shown)), self._rules, weight)[:, -1]
         gates = torch.from_numpy(masks)
         weights = adapt(self.pathways, self.init, batch, gates)
-        out, records = {}, {}
+        made = {}
         for row, (user, examples) in enumerate(shown.items()):
             adapter = Adapter(gates[row], {key: value[row] for key, value in weights.items()}, price, len(examples))
-            records[user] = self._record(user, adapter, examples)
-            out[user] = self._described(adapter, len(records[user]))
-        self._keep(records)
-        return out
+            record = self._record(user, adapter, examples)
+            made[user] = record, self._described(adapter, len(record))
+        return made
 
     def _record(self, user: str, adapter: Adapter, examples: Examples) -> bytes:
         try:
@@ -179,10 +195,10 @@ class Personaliser:
             raise FloatingPointError(f"user {user!r}: {error}") from error
         return len(packed).to_bytes(4, "little") + packed + self._shelf.pack(examples)
 
-    def _keep(self, records: Mapping[str, bytes]) -> None:
+    def _drop(self, users: Iterable[str]) -> None:
+        """Whose record has changed is read anew. After the store: whoever loads a user meanwhile holds the lock for it."""
         with self._lock:
-            self._store.put(records)
-            for user in records:
+            for user in users:
                 self._slots.drop(user)
 
     def predict(self, users: Sequence[str], inputs: Any, unknown: str = "error") -> Tensor:
@@ -205,23 +221,28 @@ class Personaliser:
         if len(users) != len(found):
             raise ValueError(f"{len(users)} users but {len(found)} inputs; name one user per input.")
         logits = found.new_empty(len(found), self.pathways.model.num_classes, dtype=torch.float32)
-        everybody = [*dict.fromkeys(users)]
+        rows: dict[str, list[int]] = {}
+        for row, user in enumerate(users):
+            rows.setdefault(user, []).append(row)
+        everybody = [*rows]
         for start in range(0, len(everybody), self._slots.count):
             some = everybody[start : start + self._slots.count]
-            weights, gates = self._resident(some, unknown == "bare")
-            self._answer(logits, found, [*users], some, weights, gates)
+            weights, gates = self._resident({user: len(rows[user]) for user in some}, unknown == "bare")
+            self._answer(logits, found, [rows[user] for user in some], weights, gates)
         return logits
 
-    def _resident(self, users: Sequence[str], bare: bool) -> tuple[Weights, Tensor]:
-        """Copies of users' weights ``[U, ...]`` and gates ``[U, P]``, read from disk where they are in no slot."""
+    def _resident(self, asked: Mapping[str, int], bare: bool) -> tuple[Weights, Tensor]:
+        """Copies of weights ``[U, ...]`` and gates ``[U, P]`` of users and how much they ask; read from disk if in no slot."""
+        users = [*asked]
         with self._lock:
             if self._store.changed():
                 self._slots.clear()
             missing = self._load(users)
             if missing and not bare:
                 raise UnknownUserError(_not_enrolled(missing))
+            self._counts["predictions"] += sum(asked.values())
+            self._counts["bare_predictions"] += sum(asked[user] for user in missing)
             known = [user for user in users if user not in missing]
-            self._counts["bare_predictions"] += len(missing)
             weights, gates = self._slots.take(known)
         if not missing:
             return weights, gates
@@ -251,26 +272,25 @@ class Personaliser:
     def _adapter(self, user: str) -> Adapter:
         return self._codec.unpack(_parts(self._store.get(user))[0])
 
-    def _answer(
-        self, logits: Tensor, inputs: Tensor, users: list[str], some: Sequence[str], weights: Weights, gates: Tensor
-    ) -> None:
-        """Fill in the rows of some of the users. Users with about as many rows are computed together."""
-        place_of = {user: place for place, user in enumerate(some)}
-        rows: list[list[int]] = [[] for _ in some]
-        for row, user in enumerate(users):
-            if user in place_of:
-                rows[place_of[user]].append(row)
-        by_size: dict[int, list[int]] = {}
-        for place, own in enumerate(rows):
-            by_size.setdefault((len(own) - 1).bit_length(), []).append(place)
-        for places in by_size.values():
-            width = max(len(rows[place]) for place in places)
-            index = torch.tensor([rows[place] + rows[place][:1] * (width - len(rows[place])) for place in places])
-            chosen = torch.tensor(places)
-            mine = {key: value[chosen] for key, value in weights.items()} if len(places) < len(some) else weights
-            with torch.no_grad():
-                logits[index] = self.pathways.forward(inputs[index], mine, gates[chosen]).float()
-        self._counts["predictions"] += sum(map(len, rows))
+    def _answer(self, logits: Tensor, inputs: Tensor, rows: list[list[int]], weights: Weights, gates: Tensor) -> None:
+        """Fill in the rows of U users. Those with about as many are computed together, about ``CHUNK`` inputs at a time."""
+        pieces = [(place, own[start : start + CHUNK]) for place, own in enumerate(rows) for start in range(0, len(own), CHUNK)]
+        by_size: dict[int, list[tuple[int, list[int]]]] = {}
+        for place, own in pieces:
+            by_size.setdefault((len(own) - 1).bit_length(), []).append((place, own))
+        for alike in by_size.values():
+            width = max(len(own) for _, own in alike)
+            for start in range(0, len(alike), max(1, CHUNK // width)):
+                some = alike[start : start + max(1, CHUNK // width)]
+                index = torch.tensor([own + own[:1] * (width - len(own)) for _, own in some])
+                chosen = torch.tensor([place for place, _ in some])
+                mine = {key: value[chosen] for key, value in weights.items()}
+                with torch.no_grad():
+                    logits[index] = self._forward(inputs[index], mine, gates[chosen])
+
+    def _forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        flat = self.pathways.model.backbone.trimmed(inputs.flatten(0, 1))
+        return self.pathways.forward(flat.unflatten(0, inputs.shape[:2]), weights, gates).float()
 
     def update(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
         """New examples of an enrolled user: the mask is chosen and the adapter made anew, from new and earlier ones.
@@ -289,13 +309,17 @@ class Personaliser:
         """
         model = self.pathways.model
         new = labelled(model.backbone, inputs, labels, model.num_classes)
-        packed, kept = _parts(self._store.get(user))
-        adapter = self._codec.unpack(packed)
-        earlier = self._shelf.unpack(kept)
-        changed = earlier is None or self._has_changed(adapter, new)
-        price = self._price(adapter.cost_weight if cost_weight is None and self._rules.weight.varies else cost_weight)
-        shown = self._shelf.latest(None if changed else earlier, new)
-        return self._enrolled({user: shown}, price)[user]
+        while True:
+            before = self._store.get(user)
+            packed, kept = _parts(before)
+            adapter, earlier = self._codec.unpack(packed), self._shelf.unpack(kept)
+            changed = earlier is None or self._has_changed(adapter, new)
+            price = self._price(adapter.cost_weight if cost_weight is None and self._rules.weight.varies else cost_weight)
+            shown = self._shelf.latest(None if changed else earlier, new)
+            record, given = self._made({user: shown}, price)[user]
+            if self._store.replace(user, before, record):  # else somebody was faster, and theirs is what there is to update
+                self._drop([user])
+                return given
 
     @torch.no_grad()
     def _has_changed(self, adapter: Adapter, new: Examples) -> bool:
@@ -309,10 +333,10 @@ class Personaliser:
 
     def forget(self, *users: str) -> int:
         """Erase users from disk and memory. Returns how many of them were enrolled; others are no error."""
-        with self._lock:
-            for user in users:
-                self._slots.drop(user)
+        try:
             return self._store.forget(users)
+        finally:
+            self._drop(users)
 
     def describe(self, user: str) -> Enrolled:
         """What an enrolled user was given. Raises :class:`UnknownUserError`."""

@@ -28,7 +28,8 @@ class Adapter:
 
     Attributes:
         gates: ``[P]`` bool.
-        weights: one user's, of every pathway that is on (others may be there and count for nothing).
+        weights: one user's, of every pathway that is on, as far as they are the user's own (others may be there and count for
+            nothing).
         cost_weight: the price at which the mask was chosen.
         labels: how many labelled examples it was adapted on.
     """

@@ -5,7 +5,10 @@ opens it to others puts something in front of it that knows who may speak for wh
 """
 
 import argparse
+import logging
+import sqlite3
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +17,7 @@ import torch
 try:
     import uvicorn
     from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,14 +27,16 @@ except ImportError as error:
 import dynamic_sparse_adapters
 from backbones.artefacts import ArtefactError
 from backbones.threads import usable_cores
-from serving.personaliser import Enrolled, Personaliser
+from serving.personaliser import COUNTERS, Enrolled, Personaliser
 from serving.records import PRECISIONS
-from serving.store import LONGEST_ID, DamagedRecordError, StoreFullError, UnknownUserError
+from serving.store import LONGEST_ID, DamagedRecordError, StoreBusyError, StoreFullError, UnknownUserError
 
 MEGABYTES = 8.0
 """Of a request's body, at most."""
-MOST = 4096
+MOST = 1024
 """Inputs of a request, at most."""
+CONNECTIONS = 64
+LOG = logging.getLogger("dsa")
 
 UserId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, description="Any string.")]
 Inputs = Annotated[
@@ -93,27 +99,32 @@ def create_app(personaliser: Personaliser, megabytes: float = MEGABYTES) -> Fast
         personaliser: that answers; closed by whoever made it.
         megabytes: that a request's body may have (413 beyond).
 
-    What is wrong with a request is answered with 404 (a user who is not enrolled), 422 (anything else) or 507 (no room), and
-    ``detail`` says what and what to do.
+    What is wrong with a request is answered with 404 (a user who is not enrolled), 413 (too large) or 422 (anything else); a
+    store that is busy or full with 503 and 507. ``detail`` says what and what to do, and repeats nothing of the inputs. One
+    request at a time is computed, with all of torch's threads; the others wait.
     """
     app = FastAPI(title="Dynamic Sparse Adapters", version=dynamic_sparse_adapters.__version__)
     app.add_middleware(_Limit, most=int(megabytes * 1e6))
+    turn = threading.Lock()
     said: dict[int | str, dict[str, Any]] = {code: {"description": text} for code, text in SAID.items()}
 
     @app.post("/enroll", responses=said)
     def enroll(shown: Shown) -> Enrolled:
         """Choose a mask, adapt, store."""
-        return personaliser.enroll(shown.user, _inputs(shown.inputs), shown.labels, shown.cost_weight)
+        with turn:
+            return personaliser.enroll(shown.user, _inputs(shown.inputs), shown.labels, shown.cost_weight)
 
     @app.post("/update", responses=said)
     def update(shown: Shown) -> Enrolled:
         """New examples of an enrolled user."""
-        return personaliser.update(shown.user, _inputs(shown.inputs), shown.labels, shown.cost_weight)
+        with turn:
+            return personaliser.update(shown.user, _inputs(shown.inputs), shown.labels, shown.cost_weight)
 
     @app.post("/predict", responses=said)
     def predict(asked: Asked) -> Answers:
         """Everybody by their own adapter."""
-        logits = personaliser.predict(asked.users, _inputs(asked.inputs), asked.unknown)
+        with turn:
+            logits = personaliser.predict(asked.users, _inputs(asked.inputs), asked.unknown)
         if not logits.isfinite().all():
             raise ValueError("the model's answer is not finite: inputs are too large; scale them as in training.")
         return Answers(logits=logits.tolist(), classes=logits.argmax(1).tolist())
@@ -142,8 +153,10 @@ def create_app(personaliser: Personaliser, megabytes: float = MEGABYTES) -> Fast
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> str:
         """The statistics as Prometheus reads them."""
-        return "".join(f"# TYPE dsa_{name} gauge\ndsa_{name} {value}\n" for name, value in personaliser.stats().items())
+        kinds = {name: "counter" if name in COUNTERS else "gauge" for name in personaliser.stats()}
+        return "".join(f"# TYPE dsa_{n} {kinds[n]}\ndsa_{n} {value}\n" for n, value in personaliser.stats().items())
 
+    app.add_exception_handler(RequestValidationError, _invalid)
     for kind, code in CODES.items():
         app.add_exception_handler(kind, _handler(code))
     return app
@@ -154,16 +167,32 @@ CODES: dict[type[Exception], int] = {
     ValueError: 422,
     FloatingPointError: 422,
     DamagedRecordError: 500,
+    StoreBusyError: 503,
+    sqlite3.OperationalError: 503,
     StoreFullError: 507,
 }
-SAID = {404: "A user is not enrolled.", 413: "The body is too large.", 422: "The request makes no sense.", 507: "No room."}
+SAID = {
+    404: "A user is not enrolled.",
+    413: "The body is too large.",
+    422: "The request makes no sense.",
+    503: "Another process is in the way.",
+    507: "No room.",
+}
 
 
 def _handler(code: int) -> Any:
-    def answer(_: Request, error: Exception) -> JSONResponse:
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        LOG.warning("%s was answered with %d: %s", request.url.path, code, error)
         return JSONResponse({"detail": str(error)}, status_code=code)
 
     return answer
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """What is wrong and where, without the inputs."""
+    assert isinstance(error, RequestValidationError)
+    wrong = [{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()[:10]]
+    return JSONResponse({"detail": wrong}, status_code=422)
 
 
 def _inputs(raw: list[Any]) -> Any:
@@ -220,14 +249,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=1024, help="users in memory at once (default: 1024)")
     parser.add_argument("--keep", type=int, default=0, help="latest examples per user kept for updates (default: none)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="of stored weights (default: float16)")
-    parser.add_argument("--megabytes", type=float, default=MEGABYTES, help="a request's body at most (default: 8)")
+    parser.add_argument("--body-megabytes", type=float, default=MEGABYTES, help="of a request at most (default: 8)")
+    parser.add_argument("--store-megabytes", type=float, help="of the store at most (default: as many as there are)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
-    settings = {"slots": args.slots, "keep": args.keep, "precision": args.precision}
+    settings = {"slots": args.slots, "keep": args.keep, "precision": args.precision, "megabytes": args.store_megabytes}
     try:
         with Personaliser.from_run(args.run, args.store, **settings) as personaliser:
-            uvicorn.run(create_app(personaliser, args.megabytes), host=args.host, port=args.port)
+            app = create_app(personaliser, args.body_megabytes)
+            uvicorn.run(app, host=args.host, port=args.port, limit_concurrency=CONNECTIONS)
     except (ValueError, OSError, ArtefactError) as error:
         sys.exit(f"error: {error}")
 

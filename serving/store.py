@@ -7,6 +7,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ PAGE = 16384
 """Bytes of a database page: a record of a few thousand bytes then lies in a page with its neighbours."""
 LONGEST_ID = 256
 """Characters."""
+WAIT = 10.0
+"""Seconds that one process waits for another."""
 
 
 class UnknownUserError(KeyError):
@@ -37,6 +40,10 @@ class StoreFullError(OSError):
     """There was no room; nothing was changed."""
 
 
+class StoreBusyError(RuntimeError):
+    """Another process is in the way."""
+
+
 class UserStore:
     """Records by user id.
 
@@ -47,11 +54,11 @@ class UserStore:
     Args:
         path: of the database file, made if it is not there. Its folder must exist.
         identity: facts by name that whoever reads the records must share (the model's hash, say).
-        megabytes: that the file may take up; None: as many as there are.
+        megabytes: that the file may take up, its log (some 16 more) not counted; None: as many as there are.
 
     Raises:
         ForeignStoreError: if the file is of another identity or format (names what differs), or no database.
-        FileNotFoundError: if its folder does not exist.
+        FileNotFoundError: if its folder does not exist. OSError: if it cannot be opened.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, str], megabytes: float | None = None) -> None:
@@ -59,14 +66,15 @@ class UserStore:
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path.parent} to keep the users in; make it first.")
         self._lock = threading.RLock()
-        self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=30)
+        self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=WAIT)
         try:
             self._prepare({"format": str(FORMAT), **identity}, megabytes)
-        except sqlite3.DatabaseError as error:
+        except BaseException as error:
             self._connection.close()
-            raise ForeignStoreError(f"{self.path} is no store of users ({error}); give another path.") from error
-        except ForeignStoreError:
-            self._connection.close()
+            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, no such disk
+                raise OSError(f"{self.path} could not be opened: {error}.") from error
+            if isinstance(error, sqlite3.DatabaseError):
+                raise ForeignStoreError(f"{self.path} is no store of users ({error}); give another path.") from error
             raise
         self._version = self._data_version()
 
@@ -78,7 +86,7 @@ class UserStore:
             and not run("SELECT count(*) FROM sqlite_master WHERE name = 'identity'").fetchone()[0]
         ):
             raise ForeignStoreError(f"{self.path} is another program's database; give another path.")
-        run("PRAGMA journal_mode = WAL")
+        self._log_ahead()
         run("PRAGMA synchronous = FULL")
         run("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         with self._transaction():
@@ -99,6 +107,18 @@ class UserStore:
             )
         if megabytes is not None:
             run(f"PRAGMA max_page_count = {max(1, int(megabytes * 1e6) // PAGE)}")
+
+    def _log_ahead(self) -> None:
+        """Write-ahead logging. The switch does not wait for another process that is making it, as all else does."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -130,6 +150,19 @@ class UserStore:
                 rows,
             )
 
+    def replace(self, user: str, old: bytes, new: bytes) -> bool:
+        """Overwrite a record if it still is ``old``; returns whether it was.
+
+        Raises:
+            UnknownUserError: if the user was forgotten in the meantime. StoreFullError: if there is no room.
+        """
+        with self._transaction():
+            if self.get(user) != old:
+                return False
+            change = "UPDATE users SET record = ?, digest = ? WHERE id = ?"
+            self._connection.execute(change, (new, _digest(user, new), user))
+        return True
+
     def get(self, user: str) -> bytes:
         """A user's record.
 
@@ -148,26 +181,33 @@ class UserStore:
     def forget(self, users: Iterable[str]) -> int:
         """Erase users' records: when the call returns, their bytes are in none of the database's files.
 
+        That takes writing the whole file anew, so forget many users at once rather than one after the other.
+
         Returns:
             How many of them there were.
 
         Raises:
-            RuntimeError: if another process keeps reading: they are deleted, but their bytes are not yet gone.
+            StoreBusyError: if another process keeps reading or writing. They are deleted, but their bytes may still be there.
+            StoreFullError: likewise, if there is no room for the file twice.
         """
         with self._transaction():
             gone = sum(self._connection.execute("DELETE FROM users WHERE id = ?", (check_id(user),)).rowcount for user in users)
-        self._empty_log()
+        with self._lock:
+            try:
+                self._erase()
+            except sqlite3.OperationalError as error:
+                kind = StoreFullError if "full" in str(error) else StoreBusyError
+                raise kind(
+                    f"deleted, but their bytes may still be in {self.path} ({error}); forget them again when there is room "
+                    "for the file twice and nobody else is at work on it."
+                ) from error
         return gone
 
-    def _empty_log(self) -> None:
-        """Deleted bytes are still in the write-ahead log until it is carried over and cut to nothing."""
-        with self._lock:
-            busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise RuntimeError(
-                f"deleted, but another process is reading {self.path} and its log still holds the bytes; forget them again "
-                "when it is done."
-            )
+    def _erase(self) -> None:
+        """What is deleted stays behind in pages that were split or joined before, and in the log."""
+        self._connection.execute("VACUUM")
+        if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise sqlite3.OperationalError("another process is reading")
 
     def changed(self) -> bool:
         """Whether another process has written since this was last asked: what was read before may be out of date."""

@@ -12,9 +12,11 @@ from backbones.pathways import population_logits
 from envs.rules import Rules
 from meta.inner import adapt
 from serving import Personaliser, UnknownUserError
+from serving.examples import Shelf, batch_of, ready
 from serving.records import PRECISIONS, Adapter, Codec
 from serving.slots import Slots
 from serving.store import DamagedRecordError, ForeignStoreError, StoreFullError
+from users.base import Examples
 
 
 class BySign:
@@ -58,7 +60,7 @@ def served(scenario, tmp_path):
         yield personaliser
 
 
-def alone(scenario, user, inputs, rules_weight=0.1):
+def alone(scenario, user, inputs):
     """A user's logits by the parts that the personaliser is made of, in full precision."""
     world = replace(worlds.digits(), scenario=scenario)
     position = [each.user_id for each in scenario.data.population.train].index(user)
@@ -114,7 +116,7 @@ def test_strangers_get_an_error_or_the_bare_model_never_an_adapter(scenario, ser
     bare = population_logits(served.pathways.model, served.pathways.frozen(inputs[:3]))
     torch.testing.assert_close(mixed[[0, 2]], bare[[0, 2]], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mixed[1:2], served.predict([friend], inputs[1:2]), atol=1e-5, rtol=1e-5)
-    assert served.stats()["bare_predictions"] == 1
+    assert served.stats()["bare_predictions"] == 2 and served.stats()["predictions"] == 4
     torch.testing.assert_close(served.predict(["eve"] * 3, inputs[:3], unknown="bare"), bare, atol=1e-5, rtol=1e-5)
 
 
@@ -168,6 +170,87 @@ def test_updates_join_old_and_new_examples_as_long_as_they_are_of_one_kind(scena
             personaliser.update("eve", inputs, labels)
 
 
+def test_who_is_forgotten_while_they_are_updated_stays_forgotten(scenario, served, monkeypatch):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    made = served._made
+    monkeypatch.setattr(served, "_made", lambda *args: (served.forget(user), made(*args))[1])
+    with pytest.raises(UnknownUserError):
+        served.update(user, inputs, labels)
+    assert user not in served._store
+
+
+def test_of_two_updates_at_once_none_is_lost(scenario, tmp_path, monkeypatch):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    monkeypatch.setattr(Personaliser, "_has_changed", lambda *args: False)
+    with serve(scenario, tmp_path, keep=40) as personaliser:
+        personaliser.enroll(user, inputs[:2], labels[:2], 0.1)
+        made, calls = personaliser._made, []
+
+        def disturbed(*args):
+            calls.append(args)
+            if len(calls) == 1:
+                personaliser.update(user, inputs[2:5], labels[2:5])
+            return made(*args)
+
+        monkeypatch.setattr(personaliser, "_made", disturbed)
+        assert personaliser.update(user, inputs[5:9], labels[5:9]).labels == 9 and len(calls) == 3
+
+
+def test_many_users_and_many_inputs_are_computed_in_parts_that_do_not_show(scenario, served, tmp_path, monkeypatch):
+    asked, everybody = people(scenario, "query"), [*people(scenario)]
+    users = [everybody[0]] * 11 + everybody
+    inputs = torch.stack([asked[user][0][i % 3] for i, user in enumerate(users)])
+    whole = served.predict(users, inputs)
+    masks = [served.describe(user).pathways for user in everybody]
+    sizes, forward = [], served.pathways.forward
+    monkeypatch.setattr("serving.personaliser.CHUNK", 4)
+    monkeypatch.setattr("serving.personaliser.TOGETHER", 3)
+    monkeypatch.setattr(
+        served.pathways, "forward", lambda i, w, g: (sizes.append(i.shape[0] * i.shape[1]), forward(i, w, g))[1]
+    )
+    torch.testing.assert_close(served.predict(users, inputs), whole, atol=1e-5, rtol=1e-4)
+    assert max(sizes) <= 4
+    served.enroll_many(people(scenario), 0.1)
+    assert [served.describe(user).pathways for user in everybody] == masks
+
+
+def test_shared_weights_are_not_stored_and_not_forgotten(scenario, tmp_path):
+    """ANIL: the head alone is each user's own."""
+    look = scenario.look
+    own = torch.zeros_like(look.of.init.adapted)
+    own[-1] = True
+    anil = replace(look.of, init=replace(look.of.init, adapted=own))
+    other = replace(scenario, look=type("Look", (), {"of": anil, "embedder": look.embedder})())
+    with serve(other, tmp_path) as personaliser:
+        given = personaliser.enroll_many(people(scenario), 0.1)
+        user = max(given, key=lambda each: len(given[each].pathways) * ("head" in given[each].pathways))
+        head = personaliser.pathways.sizes[-1]
+        assert len(given[user].pathways) > 2 and given[user].bytes < 2 * head + 40
+        support = people(scenario)[user]
+        gates = torch.tensor([name in given[user].pathways for name in scenario.pathways])[None]
+        batch = personaliser_batch(personaliser, support)
+        weights = adapt(personaliser.pathways, anil.init, batch, gates)
+        expected = personaliser.pathways.forward(support[0][None], weights, gates)[0]
+        torch.testing.assert_close(personaliser.predict([user] * 20, support[0]), expected, atol=3e-3, rtol=3e-3)
+
+
+def personaliser_batch(personaliser, support):
+    return batch_of(personaliser.pathways, [Examples(*support)])
+
+
+def test_images_of_two_sizes_or_too_large_for_half_precision_are_kept_or_refused(scenario, tmp_path):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    with serve(scenario, tmp_path, keep=4) as personaliser:
+        personaliser.enroll(user, inputs, labels, 0.1)
+        larger = torch.nn.functional.pad(inputs[:2], (0, 1, 0, 1))
+        with pytest.raises(ValueError, match="images of different sizes"):
+            personaliser.enroll_many({"ann": (inputs, labels), "bob": (larger, labels[:2])}, 0.1)
+    shelf = Shelf(4)
+    loud = Examples(inputs * 1e5, labels)
+    assert torch.equal(shelf.unpack(shelf.pack(loud)).inputs, loud.inputs[-4:])
+    assert shelf.unpack(shelf.pack(Examples(inputs, labels))).inputs.sub(inputs[-4:]).abs().max() < 0.01
+
+
 def test_no_more_examples_are_kept_than_was_said(scenario, tmp_path):
     user, (inputs, labels) = next(iter(people(scenario).items()))
     sizes = {}
@@ -178,6 +261,24 @@ def test_no_more_examples_are_kept_than_was_said(scenario, tmp_path):
             again = personaliser.update(user, inputs[:2], labels[:2])
             assert again.labels in (2, min(keep, 4) or 2)
     assert sizes[0] + 4 * inputs[0].numel() * 2 < sizes[4] < sizes[0] + 4 * inputs[0].numel() * 2 + 300
+
+
+def test_texts_are_cut_alike_whoever_else_is_asking(texts):
+    backbone = texts.data.pathways.model.backbone
+    long, short = " ".join(["word"] * 300), "word"
+    expected = ready(backbone, [long, short])
+    wrong = []
+
+    def ask():
+        for _ in range(40):
+            wrong.extend([1] if not torch.equal(ready(backbone, [long, short]), expected) else [])
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert expected.shape[1] <= backbone.max_length and not wrong
 
 
 def test_texts_are_served_as_they_are(texts, tmp_path):
@@ -206,6 +307,8 @@ def test_texts_are_served_as_they_are(texts, tmp_path):
         (torch.full((1, 1, 28, 28), float("nan")), [0], "NaN or infinite"),
         (torch.zeros(1, 1, 28, 28), [10], "0 to 9, got 10 to 10"),
         (torch.zeros(1, 1, 28, 28), [0.5], "integers"),
+        (torch.zeros(1, 1, 28, 28), [None], "integers"),
+        (torch.zeros(1, 1, 0, 28), [0], "nothing in them"),
     ],
 )
 def test_examples_that_make_no_sense_are_refused_and_nobody_is_enrolled(scenario, tmp_path, inputs, labels, said):
@@ -385,8 +488,9 @@ def test_threads_that_enrol_predict_and_forget_never_mix_users_up(scenario, tmp_
                 some = draw.choice(6, size=3, replace=False)
                 kind = draw.random()
                 if kind < 0.2:
-                    personaliser._keep({names[i]: records[i] for i in some})
-                elif kind < 0.3:
+                    personaliser._store.put({names[i]: records[i] for i in some})
+                    personaliser._drop([names[i] for i in some])
+                elif kind < 0.25:
                     personaliser.forget(names[some[0]])
                 else:
                     answers = personaliser.predict([names[i] for i in some], inputs.repeat(3, 1, 1, 1), unknown="bare")

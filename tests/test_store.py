@@ -7,9 +7,18 @@ import sqlite3
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from serving.store import LONGEST_ID, DamagedRecordError, ForeignStoreError, StoreFullError, UnknownUserError, UserStore
+from serving.store import (
+    LONGEST_ID,
+    DamagedRecordError,
+    ForeignStoreError,
+    StoreBusyError,
+    StoreFullError,
+    UnknownUserError,
+    UserStore,
+)
 
 IDENTITY = {"model": "abc", "rank": "4"}
 
@@ -130,6 +139,67 @@ def test_after_forgetting_no_sixteen_bytes_of_a_record_are_in_any_file(path, siz
         assert not any(left & runs(version) for version in versions)
         assert not any(b"ann-the-forgotten" in content for content in files)
         assert all(store.get(f"other {i}") == record("other", i, size) for i in range(20))
+
+
+@pytest.mark.parametrize(("users", "size"), [(600, 3000), (3000, 60)])
+def test_nothing_is_left_behind_by_pages_that_were_split_and_joined(path, users, size):
+    """Among many users of mixed sizes, who were overwritten now and then."""
+    draw = np.random.default_rng(0)
+    names = [f"user-{draw.bytes(9).hex()}" for _ in range(users)]
+    with UserStore(path, IDENTITY) as store:
+        for _ in range(3):
+            content = {name: draw.bytes(int(draw.integers(16, 2 * size))) for name in draw.permutation(names)}
+            store.put(content)
+        gone = names[::10]
+        assert store.forget(gone) == len(gone)
+        left = b"".join(each.read_bytes() for each in path.parent.iterdir())
+        assert not [name for name in gone if name.encode() in left]
+        assert not [name for name in gone if content[name][:16] in left or content[name][-16:] in left]
+        assert all(store.get(name) == content[name] for name in names if name not in set(gone))
+
+
+def test_a_record_is_replaced_only_if_it_is_what_was_read(path):
+    with UserStore(path, IDENTITY) as store:
+        store.put({"ann": b"1"})
+        assert store.replace("ann", b"1", b"2") and not store.replace("ann", b"1", b"3") and store.get("ann") == b"2"
+        store.forget(["ann"])
+        with pytest.raises(UnknownUserError):
+            store.replace("ann", b"2", b"3")
+        store.put({"bob": b"still works"})
+
+
+def test_whoever_reads_meanwhile_is_named_as_the_reason_that_bytes_may_be_left(path, monkeypatch):
+    monkeypatch.setattr("serving.store.WAIT", 0.05)
+    with UserStore(path, IDENTITY) as store:
+        store.put({"ann": b"1", "bob": b"2"})
+        with sqlite3.connect(path) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM users").fetchone()
+            with pytest.raises(StoreBusyError, match="deleted, but their bytes may still be in"):
+                store.forget(["ann"])
+        other.close()
+        assert "ann" not in store and store.forget(["ann"]) == 0 and store.get("bob") == b"2"
+
+
+def _open_at_once(path, start, failures):
+    start.wait(60)
+    try:
+        UserStore(path, IDENTITY).close()
+    except Exception as error:
+        failures.put(repr(error))
+
+
+def test_several_processes_may_make_a_store_at_once(path):
+    context = multiprocessing.get_context("spawn")
+    start, failures = context.Event(), context.Queue()
+    openers = [context.Process(target=_open_at_once, args=(path, start, failures)) for _ in range(3)]
+    for opener in openers:
+        opener.start()
+    time.sleep(0.5)
+    start.set()
+    for opener in openers:
+        opener.join()
+    assert failures.empty() and not any(opener.exitcode for opener in openers)
 
 
 def test_a_full_disk_is_reported_and_nothing_is_lost(path):

@@ -7,6 +7,7 @@ import pytest
 from envs import MINIATURES
 from eval import timing
 from eval.methods.head import Head
+from eval.methods.unchanged import Base
 from eval.plan import Plan
 from eval.timing import time_methods
 
@@ -72,6 +73,21 @@ def test_seconds_of_a_fit_are_those_it_took_when_it_was_made(monkeypatch):
     monkeypatch.setattr(timing.Measuring, "fit_seconds", lambda self, name, weight: 41.0 if weight is None else 42.0)
     found = time_methods(plan("all_on", "gradient_norm"))["methods"]
     assert (found["all_on"]["fit_seconds"], found["gradient_norm"]["fit_seconds"]) == (41.0, 42.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_base_beside_them_no_figures_are_added(known, monkeypatch, caplog):
+    whole = timing._turn
+
+    def failing(measuring, timed, *others):
+        if isinstance(timed.method, Base):
+            raise FloatingPointError("the loss is NaN")
+        return whole(measuring, timed, *others)
+
+    monkeypatch.setattr(timing, "_turn", failing)
+    with caplog.at_level(logging.WARNING, "dsa"):
+        assert time_methods(plan("all_on", "head"), known) == known
+    assert "nothing was added" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")

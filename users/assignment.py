@@ -28,16 +28,18 @@ def parts_of(users: Iterable[str], seed: int, fit_share: float, given: Mapping[s
     Raises:
         ValueError: if there are too few users for every part to have one.
     """
-    given = {user: given[user] for user in users} if given is not None else _split(users, fit_share)
+    if given is None:
+        given = settled({user: split_of(user, SPLIT_SEED) for user in users}, fit_share)
+    else:
+        given = {user: given[user] for user in users}
     for name in ("val", "test"):
         if name not in given.values():
             raise ValueError(f"no {name} user has enough examples; give that split more users, or more examples per user.")
     return filled(_with_fitting(given, seed, fit_share), ("fitting", "train"), seed)
 
 
-def _split(users: Iterable[str], fit_share: float) -> dict[str, str]:
-    """By hash, with two train users at least, of whom one can be fitted on."""
-    split = {user: split_of(user, SPLIT_SEED) for user in users}
+def settled(split: Mapping[str, str], fit_share: float) -> dict[str, str]:
+    """A split by hash with empty parts filled; there are two train users at least, of whom one can be fitted on."""
     part = filled(_with_fitting(split, SPLIT_SEED, fit_share), PARTS, SPLIT_SEED)
     return {user: "train" if part[user] == "fitting" else part[user] for user in part}
 

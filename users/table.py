@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.registry import did_you_mean
-from users.assignment import PARTS, check_classes, chosen, parts_of
+from users.assignment import PARTS, check_classes, chosen, parts_of, settled
 from users.base import SPLITS, Examples, Population, User
 from users.items import ImageFiles, Items, TextItems
 from users.judgements import Judgements
@@ -56,9 +56,12 @@ def table(
     census = count(source, columns)
     enough = FEWEST if support is None else support + MINIMUM
     able = [user for user, rows in census.rows.items() if rows >= enough]
-    readers = chosen(parts_of(able, seed, fit_share, census.splits), max_users, seed)
+    part = parts_of(able, seed, fit_share, census.splits)
+    splits = {user: "train" if own == "fitting" else own for user, own in part.items()}
+    readers = chosen(part, max_users, seed)
     rows = collect(source, columns, readers, census.total, enough)
-    part = parts_of(set(rows.users), seed, fit_share, census.splits)
+    left = {user: splits[user] for user in set(rows.users)}
+    part = parts_of(left, seed, fit_share, settled(left, fit_share) if census.splits is None else left)
     check_classes(rows.classes, rows.labels, np.array([part[user] for user in rows.users]), rows.users, fit_share)
     few = [*rows.few, *(census.rows.keys() - set(able))]
     notes = (
