@@ -28,6 +28,15 @@ def _cache_in_tmp(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _little_shrinkage():
+    """Val users are asked less: the choice is tested in test_shrinkage, elsewhere it only takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meta.shrinkage.REPEATS", (1,))
+        patch.setattr("meta.shrinkage.SIZES", (1, 5))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fixed_torch_seed():
     torch.manual_seed(0)
