@@ -144,7 +144,8 @@ def gate_rates(summary: Summary) -> Picture | None:
         picture.add(Path([(x, height + 4), (x, top - 2)], "grid", 1), Text(x, height, clipped(name, 14), "muted", 11, "middle"))
     for row, (group, one) in enumerate(rows.items()):
         y = top + step * row
-        picture.add(Text(NAMES - 6, y + 17, f"{clipped(group, 15)} ({one['rows']})", "ink", 11.5, "end"))
+        counted = f" ({one['rows']})"
+        picture.add(Text(NAMES - 6, y + 17, clipped(group, 20 - len(counted)) + counted, "ink", 11.5, "end"))
         for column, rate in enumerate(one["on"]):
             x, said = NAMES + wide * column, f"{group}, {names[column]}: on for {rate:.0%}"
             picture.add(Box(x, y, wide - 1, step - 1, "grid", 0.5), Box(x, y, wide - 1, step - 1, "heat", rate, said))
