@@ -134,6 +134,16 @@ def create_app(personaliser: Personaliser, megabytes: float = MEGABYTES) -> Fast
         """Erase users, from disk and memory."""
         return Forgotten(forgotten=personaliser.forget(*named.users))
 
+    _watched(app, personaliser)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    for kind, code in CODES.items():
+        app.add_exception_handler(kind, _handler(code))
+    return app
+
+
+def _watched(app: FastAPI, personaliser: Personaliser) -> None:
+    """What an operator reads."""
+
     @app.get("/stats")
     def stats() -> dict[str, float]:
         """Users enrolled and resident, bytes, and what was asked for so far."""
@@ -153,13 +163,10 @@ def create_app(personaliser: Personaliser, megabytes: float = MEGABYTES) -> Fast
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> str:
         """The statistics as Prometheus reads them."""
-        kinds = {name: "counter" if name in COUNTERS else "gauge" for name in personaliser.stats()}
-        return "".join(f"# TYPE dsa_{n} {kinds[n]}\ndsa_{n} {value}\n" for n, value in personaliser.stats().items())
-
-    app.add_exception_handler(RequestValidationError, _invalid)
-    for kind, code in CODES.items():
-        app.add_exception_handler(kind, _handler(code))
-    return app
+        lines = []
+        for name, value in personaliser.stats().items():
+            lines.append(f"# TYPE dsa_{name} {'counter' if name in COUNTERS else 'gauge'}\ndsa_{name} {value}\n")
+        return "".join(lines)
 
 
 CODES: dict[type[Exception], int] = {
