@@ -204,7 +204,7 @@ class BestOnVal(BaseCallback):
         for name, rate in zip(self.scenario.pathways, masks.mean(0), strict=True):
             self.logger.record(f"gate_rate/{name}", float(rate))
         shown = [mask.astype(np.int8) for mask in masks[:48]]
-        image = gates_as_image(len(self.scenario.pathways), shown, height=len(shown))
+        image = gates_as_image(self.scenario.pathways, shown, height=len(shown))
         self.logger.record("gates", Image(image, "HWC"), exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(self.num_timesteps)
         self.history.append((self.num_timesteps, float(rewards.mean())))

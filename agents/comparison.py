@@ -119,14 +119,18 @@ def compare(
         found["support_search"] = result([tried("support_halves", "search on the support alone")], few)
     found["ppo_all_labels"] = result([mine], every, "query_all_labels")
     if scenario.data is not None:
-        for name, (accuracy, cost) in simple_rivals(scenario.data, split).items():
-            found[name] = Result(accuracy, np.full(len(users), cost), np.zeros(len(users)), off, float(few.mean()))
+        bare = float(scenario.oracle.costs.of(off[:1])[0])
+        for name, (accuracy, parameters) in simple_rivals(scenario.data, split).items():
+            cost = parameters if scenario.counts == "parameters" else bare
+            found[name] = Result(
+                accuracy, np.full(len(users), cost), np.zeros(len(users)), scenario.executed(off), float(few.mean())
+            )
     return found
 
 
 def _result(scenario: Scenario, users: Users, draws: Sequence[Plans], labels: NDArray[np.int64], role: str) -> Result:
     outcomes = [scenario.oracle.evaluate(users, masks, role) for masks in draws]
-    draws = [masks if masks.ndim == 2 else masks[:, -1] for masks in draws]
+    draws = [scenario.executed(masks if masks.ndim == 2 else masks[:, -1]) for masks in draws]
     return Result(
         np.mean([o.accuracy for o in outcomes], axis=0),
         np.mean([o.cost for o in outcomes], axis=0),

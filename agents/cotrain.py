@@ -5,7 +5,6 @@ the present initialisation, and then the initialisation goes on learning with ea
 chooses for them, among the usual ones, so that policy and adapters fit each other.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from backbones.artefacts import exists
 from envs.modelled import meta_settings
 from envs.scenario import Scenario, forget_scenarios
 from meta.inner import MetaInit
-from meta.masks import sample_masks
+from meta.masks import masks_for
 from meta.store import init_facts, save_init
-from meta.trainer import MetaConfig, trainer_for
+from meta.trainer import Masks, MetaConfig, trainer_for
 
 OWN = 0.7
 """Share of users who are meta-trained under a mask of the policy; the others as in plain meta-training."""
@@ -79,7 +78,11 @@ def take_turn(
     half = replace(config, total_timesteps=-(-config.total_timesteps // 2))
     learn(half, scenario, stage, device=device, progress=progress)
     own = own_masks(config, scenario, stage / "policy")
-    return trainer_for(scenario.data, steps, stage, scenario.look.of.init, mixed(own, steps)).run()
+
+    def usual(users: Tensor, generator: torch.Generator) -> Tensor:
+        return masks_for(scenario.data.pathways, len(users), generator, steps.all_on)
+
+    return trainer_for(scenario.data, steps, stage, scenario.look.of.init, mixed(own, usual)).run()
 
 
 def discard_turns(folder: Path) -> None:
@@ -105,16 +108,17 @@ def own_masks(config: RunConfig, scenario: Scenario, policy: Path) -> Tensor:
     return torch.from_numpy(np.stack(plans))
 
 
-def mixed(own: Tensor, config: MetaConfig) -> Callable[[Tensor, torch.Generator], Tensor]:
+def mixed(own: Tensor, usual: Masks) -> Masks:
     """Which masks ``[B, P]`` users ``[B]`` (positions among train users) are meta-trained under.
 
-    A mask of the policy with probability :data:`OWN` (one with nothing on teaches nothing, and is replaced), else as usual.
+    A mask of the policy with probability :data:`OWN` (one with nothing on teaches nothing, and is replaced), else a
+    mask of ``usual``.
     """
 
     def draw(users: Tensor, generator: torch.Generator) -> Tensor:
-        usual = sample_masks(len(users), own.shape[2], generator, config.all_on)
+        others = usual(users, generator)
         chosen = own[torch.randint(len(own), users.shape, generator=generator), users]
         take = (torch.rand(len(users), generator=generator) < OWN) & chosen.any(1)
-        return torch.where(take[:, None], chosen, usual)
+        return torch.where(take[:, None], chosen, others)
 
     return draw

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from backbones.costs import CostModel
 from envs.oracles import Outcome, Plans, Users, all_masks
 from envs.scenario import Scenario
 
@@ -80,7 +81,7 @@ def searched(scenario: Scenario, users: Users, cost_weight: float, role: str, al
     """Each user's own best mask among the candidates by reward on ``role``; ties go to the cheapest."""
     masks = candidate_masks(len(scenario.pathways), np.random.default_rng(0), always)
     rewards = outcome_table(scenario, users, masks, role, label).reward(cost_weight)
-    return masks[(rewards - 1e-9 * (masks @ scenario.oracle.costs)).argmax(1)]
+    return masks[(rewards - 1e-9 * scenario.oracle.costs.of(masks)).argmax(1)]
 
 
 def thresholded(scenario: Scenario, users: Users, cost_weight: float, score: str) -> Plans:
@@ -121,9 +122,9 @@ def val_reward(scenario: Scenario, cost_weight: float) -> Callable[[Plans], floa
     return lambda masks: float(scenario.oracle.evaluate(val, masks, "query").reward(cost_weight).mean())
 
 
-def random_masks(masks: Plans, costs: NDArray[np.float64], rng: np.random.Generator) -> Plans:
+def random_masks(masks: Plans, costs: CostModel, rng: np.random.Generator) -> Plans:
     """Independent bits, all with the one probability at which the mean cost is that of ``masks``."""
-    return rng.random(masks.shape) < (masks @ costs).mean() / costs.sum()
+    return rng.random(masks.shape) < costs.probability(costs.of(masks).mean())
 
 
 def shuffled_masks(masks: Plans, rng: np.random.Generator) -> Plans:

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 def simple_rivals(data: Prepared, split: str = "test") -> dict[str, tuple[Array, float]]:
-    """Query accuracy ``[U]`` and cost of every simple rival that this population admits, by name."""
+    """Query accuracy ``[U]`` and cost in parameters of every simple rival that this population admits, by name."""
     share = data.population.num_classes / float(data.pathways.sizes.sum())
     found = {"intercept": (intercept(data, split), share)}
     if no_covariance(data.population) is None:

@@ -17,6 +17,7 @@ from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.learning import learn
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import ArtefactError, DiskFullError
+from backbones.costs import COSTS
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from envs.cost_weights import CostWeight
@@ -53,6 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
     parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    parser.add_argument("--cost", choices=COSTS, help="what cost counts: personal parameters, or all that runs")
     add_flags(parser)
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -110,7 +112,11 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         target_active=args.target_active,
         cotrain=args.cotrain,
         ppo=ppo,
-        env_kwargs={**given(args), **parse_pairs(args.env_kwargs, "--env-kwargs")},
+        env_kwargs={
+            **given(args),
+            **({"cost": args.cost} if args.cost else {}),
+            **parse_pairs(args.env_kwargs, "--env-kwargs"),
+        },
         tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
         **settings,
     )

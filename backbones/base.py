@@ -31,6 +31,12 @@ class Hidden:
         """The same context around another tensor."""
         return Hidden(tensor, self.context)
 
+    def first(self, count: int) -> "Hidden":
+        """The first so many examples."""
+        if count == len(self.tensor):
+            return self
+        return Hidden(self.tensor[:count], {name: value[:count] for name, value in self.context.items()})
+
 
 @dataclass(frozen=True)
 class BlockSpec:
@@ -85,6 +91,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def pool(self, hidden: Hidden) -> Tensor:
         """Any hidden state to one vector per example, ``[N, width]``."""
+
+    def outline(self, hidden: Hidden) -> Tensor:
+        """Any hidden state to what an early readout reads, ``[N, ...]``: here what :meth:`pool` gives."""
+        return self.pool(hidden)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features ``[N, F]`` of inputs ``[N, ...]``: the whole chain."""

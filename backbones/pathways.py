@@ -10,8 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from backbones.base import PopulationModel
-from backbones.registry import Registry
+from backbones.base import Hidden, PopulationModel
+from backbones.costs import CostModel
+from backbones.registry import Registry, did_you_mean
+
+Work = Callable[[], object]
+GATES = ("adapters", "exit")
+"""What a mask may switch: personal pathways alone, or the model's own readout too, without which inference may end early."""
+READOUT = "readout"
 
 Weights = dict[str, Tensor]
 """Adapter weights by key ``"<pathway>.<part>"``; one user's, or stacked with a leading user dimension."""
@@ -77,26 +83,51 @@ def population_logits(model: PopulationModel, frozen: Frozen) -> Tensor:
 class Pathways(ABC):
     """P gateable units along a frozen population model; the last one is the user's head.
 
+    With the gates ``"exit"`` the model's own readout is one more, the last but one. Where it is off its logits count for
+    nothing, and nothing is run beyond the deepest block that an active pathway reads (of the head the last one). A mask with
+    nothing on is executed as `all_off`, the whole bare model: see :meth:`executed`.
+
+    Source of early exits: Teerapittayanon et al. 2016, "BranchyNet".
+
     Attributes:
         model: the frozen model.
-        names: P unique names, sites in order of depth, then ``"head"``.
+        gates: one of :data:`GATES`.
+        names: P unique names, sites in order of depth, then (``"readout"`` and) ``"head"``.
+        site_of: which of the sites of :class:`Frozen` each pathway reads.
         widths: what each pathway reads, ``width_p``.
+        costs: of masks; personal parameters switched on, as long as nobody sets another model.
         pooled: whether :meth:`frozen` keeps one vector per example and site: little enough to keep on disk.
+        can_exit: whether the placement bears the gates ``"exit"``.
+
+    Raises:
+        ValueError: for a rank below 1, and gates that are unknown or that the placement does not bear.
     """
 
     pooled: bool
+    can_exit: bool = False
 
-    def __init__(self, model: PopulationModel, rank: int = 16) -> None:
+    def __init__(self, model: PopulationModel, rank: int = 16, gates: str = "adapters") -> None:
         if rank < 1:
             raise ValueError(f"the rank of an adapter must be at least 1, got {rank}.")
-        self.model, self.rank = model, rank
-        specs = model.backbone.specs()
-        self.names = (*(spec.name for spec in specs), "head")
-        self.widths = (*(spec.width for spec in specs), model.backbone.feature_width)
+        if gates not in GATES:
+            raise ValueError(f"unknown gates {gates!r}. {did_you_mean(gates, GATES)}")
+        if gates == "exit" and not self.can_exit:
+            raise ValueError(
+                "inference can end early only where no pathway feeds a later block: gates='exit' needs placement='side'."
+            )
+        self.model, self.rank, self.gates = model, rank, gates
+        blocks = model.backbone.block_names
+        last = len(blocks)
+        own = (READOUT,) if self.exits else ()
+        self.names = (*blocks, *own, "head")
+        self.site_of = (*range(last), *(last for _ in own), last)
+        widths = (*self.read_widths(), model.backbone.feature_width)
+        self.widths = tuple(widths[site] for site in self.site_of)
         self.keys = {p: tuple(self.initial(torch.Generator(), p)) for p in range(len(self.names))}
         self.sizes = torch.tensor(
             [sum(w.numel() for w in self.initial(torch.Generator(), p).values()) for p in range(len(self.names))]
         )
+        self.costs = CostModel.of_pathways(self.sizes.double() / self.sizes.sum())
 
     @property
     def outputs(self) -> frozenset[str]:
@@ -109,6 +140,34 @@ class Pathways(ABC):
         """P."""
         return len(self.names)
 
+    def read_widths(self) -> list[int]:
+        """What pathways at the blocks read, by block."""
+        return [spec.width for spec in self.model.backbone.specs()]
+
+    @property
+    def exits(self) -> bool:
+        """Whether inference may end before the last block."""
+        return self.gates == "exit"
+
+    @property
+    def readout(self) -> int | None:
+        """Which pathway is the model's own readout; None where that is always on."""
+        return self.names.index(READOUT) if self.exits else None
+
+    def depth(self, masks: Tensor) -> Tensor:
+        """How many stretches of the network executed masks ``[U, P]`` need, ``[U]``: the blocks, then the readout."""
+        if not self.exits:
+            return torch.full((len(masks),), self.site_of[-1] + 1)
+        return ((torch.tensor(self.site_of) + 1) * masks).amax(1)
+
+    def executed(self, masks: Tensor) -> Tensor:
+        """What is run for masks ``[U, P]``: where nothing is on, the model's own readout is."""
+        if self.readout is None:
+            return masks
+        masks = masks.clone()
+        masks[:, self.readout] |= ~masks.any(1)
+        return masks
+
     @abstractmethod
     def out_width(self, pathway: int) -> int:
         """What an adapter's up-projection writes: channels of its site, or logits."""
@@ -119,6 +178,8 @@ class Pathways(ABC):
         At exactly zero, ``down`` would get no gradient in the first inner step.
         """
         name, width = self.names[pathway], self.widths[pathway]
+        if pathway == self.readout:
+            return {}  # it is the population's
         if name == "head":
             return {
                 "head.weight": torch.zeros(width, self.model.num_classes),
@@ -158,36 +219,49 @@ class Pathways(ABC):
     def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
         """Logits ``[U, N, C]`` from raw inputs ``[U, N, ...]``: frozen model and pathways in one pass, as when serving."""
 
+    @abstractmethod
+    def work(self, pathway: int, hidden: Hidden, weights: Weights) -> Work:
+        """What one user's pathway computes beside the frozen model, ready to be run: to be counted, or timed.
+
+        Args:
+            pathway: p.
+            hidden: states of N examples before block p (of the head: features).
+            weights: the user's, leading dimension 1.
+        """
+
     def start(self, seed: int) -> Weights:
         """A random start of every pathway, from one seed."""
         generator = torch.Generator().manual_seed(seed)
         return {k: v for p in range(self.num_pathways) for k, v in self.initial(generator, p).items()}
 
-    def costs(self) -> Tensor:
-        """Each pathway's share of all personal parameters, ``[P]``: the cost model ``parameters``."""
-        return self.sizes.double() / self.sizes.sum()
 
-
-PLACEMENTS: Registry[Callable[[PopulationModel, int], Pathways]] = Registry("placement")
+PLACEMENTS: Registry[Callable[[PopulationModel, int, str], Pathways]] = Registry("placement")
 
 
 @PLACEMENTS.decorate("inline")
-def _inline(model: PopulationModel, rank: int) -> Pathways:
+def _inline(model: PopulationModel, rank: int, gates: str) -> Pathways:
     from backbones.inline import InlinePathways
 
-    return InlinePathways(model, rank)
+    return InlinePathways(model, rank, gates)
+
+
+@PLACEMENTS.decorate("lora")
+def _lora(model: PopulationModel, rank: int, gates: str) -> Pathways:
+    from backbones.lora import LoraPathways
+
+    return LoraPathways(model, rank, gates)
 
 
 @PLACEMENTS.decorate("side")
-def _side(model: PopulationModel, rank: int) -> Pathways:
+def _side(model: PopulationModel, rank: int, gates: str) -> Pathways:
     from backbones.side import SidePathways
 
-    return SidePathways(model, rank)
+    return SidePathways(model, rank, gates)
 
 
-def make_pathways(placement: str, model: PopulationModel, rank: int = 16) -> Pathways:
+def make_pathways(placement: str, model: PopulationModel, rank: int = 16, gates: str = "adapters") -> Pathways:
     """Pathways of the named placement along ``model``. Raises ``ValueError`` with a suggestion for unknown names."""
-    return PLACEMENTS.get(placement)(model, rank)
+    return PLACEMENTS.get(placement)(model, rank, gates)
 
 
 def rows_of(tensor: Tensor, rows: Tensor) -> Tensor:

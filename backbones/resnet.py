@@ -127,6 +127,10 @@ class ResNetBackbone(Backbone):
         """Mean over positions, ``[N, width]``."""
         return hidden.tensor.mean((-2, -1))
 
+    def outline(self, hidden: Hidden) -> Tensor:
+        """Means over the four quarters of the map, ``[N, 4 * width]``: early features say little without their place."""
+        return nn.functional.adaptive_avg_pool2d(hidden.tensor, 2).flatten(1)
+
 
 def small_resnet(num_classes: int, state: dict[str, Tensor] | None = None, image_size: int = 8, **shape) -> PopulationModel:
     """The small ResNet as a population model, its own classifier included.

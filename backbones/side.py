@@ -4,10 +4,13 @@ What they read is computed once per example, so that neither adapting nor steppi
 Shapes: U users, N examples per user, P pathways, R users who have a pathway on, C classes, r rank.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from backbones.pathways import Frozen, Pathways, Weights, population_logits, rows_of
+from backbones.base import Hidden
+from backbones.pathways import Frozen, Pathways, Weights, Work, population_logits, rows_of
 
 
 class SidePathways(Pathways):
@@ -21,6 +24,17 @@ class SidePathways(Pathways):
     """
 
     pooled = True
+    can_exit = True
+
+    @torch.no_grad()
+    def read_widths(self) -> list[int]:
+        """See :meth:`Pathways.read_widths`. What ends inference early reads the outlines of hidden states."""
+        backbone = self.model.backbone
+        hidden, found = backbone.stem(backbone.reference_inputs()), []
+        for index in range(len(backbone.blocks)):
+            hidden = backbone.block(index, hidden)
+            found.append(self._pooled(hidden).shape[1])
+        return found
 
     def out_width(self, pathway: int) -> int:
         """See :meth:`Pathways.out_width`."""
@@ -34,29 +48,76 @@ class SidePathways(Pathways):
         sites = []
         for index in range(len(backbone.blocks)):
             hidden = backbone.block(index, hidden)
-            pooled = backbone.pool(hidden)
-            sites.append(torch.nn.functional.layer_norm(pooled, pooled.shape[-1:]))
+            sites.append(self._pooled(hidden))
         return Frozen((*sites, backbone.readout(hidden)))
 
     def pool(self, pathway: int, frozen: Frozen) -> Tensor:
         """See :meth:`Pathways.pool`."""
-        return frozen.sites[pathway]
+        return frozen.sites[self.site_of[pathway]]
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`. ``changes`` are relative to the population model's logits."""
+        gates = self.executed(gates)
         logits = base = population_logits(self.model, frozen)
+        if self.readout is not None:
+            logits = base * gates[:, self.readout, None, None]
         for p in gates.any(0).nonzero()[:, 0].tolist():
+            if p == self.readout:
+                continue
             rows = gates[:, p].nonzero()[:, 0]
-            delta = self._delta(p, rows_of(frozen.sites[p], rows), weights, rows)
+            delta = self._delta(p, rows_of(self.pool(p, frozen), rows), weights, rows)
             if changes is not None:
                 changes[rows, :, p] = (delta.norm(dim=2) / base[rows].norm(dim=2).clamp_min(1e-12)).detach()
             logits = logits + delta if len(rows) == len(gates) else logits.index_add(0, rows, delta.to(logits.dtype))
         return logits
 
     def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
-        """See :meth:`Pathways.forward`."""
-        frozen = self.frozen(inputs.flatten(0, 1)).map(lambda t: t.unflatten(0, inputs.shape[:2]))
-        return self.logits(frozen, weights, gates)
+        """See :meth:`Pathways.forward`. Users leave the batch as soon as nothing that they have on reads further."""
+        backbone, (users, examples) = self.model.backbone, inputs.shape[:2]
+        gates = self.executed(gates)
+        depth, order = self.depth(gates).sort(descending=True, stable=True)  # who leaves first is last
+        gates = rows_of(gates, order)
+        hidden = backbone.stem(rows_of(inputs, order).flatten(0, 1))
+        logits = hidden.tensor.new_zeros(users, examples, self.model.num_classes)
+        for site in range(int(depth.max())):
+            running = int((depth > site).sum())
+            hidden = hidden.first(running * examples)
+            if site < len(backbone.blocks):
+                hidden = backbone.block(site, hidden)
+            self._add(logits, site, hidden, weights, gates[:running], order)
+        return rows_of(logits, order.argsort())
+
+    def _add(self, logits: Tensor, site: int, hidden: Hidden, weights: Weights, gates: Tensor, users: Tensor) -> None:
+        """Add to ``logits [U, N, C]`` what a site's pathways say for the first R users, under their gates ``[R, P]``."""
+        on = [p for p, read in enumerate(self.site_of) if read == site and gates[:, p].any()]
+        last, running = site == len(self.model.backbone.blocks), slice(len(gates))
+        if not (on or last):
+            return
+        read = self.model.backbone.readout(hidden) if last else self._pooled(hidden)
+        read = read.unflatten(0, (len(gates), -1))
+        if last and self.readout is None:
+            logits[running] += self._base(read)
+        for p in on:
+            rows = gates[:, p].nonzero()[:, 0]
+            mine = rows_of(read, rows)
+            said = self._base(mine) if p == self.readout else self._delta(p, mine, weights, users[rows])
+            logits.index_add_(0, rows, said.to(logits.dtype))
+
+    def _base(self, features: Tensor) -> Tensor:
+        return torch.nn.functional.linear(features, self.model.weight, self.model.bias)
+
+    def _pooled(self, hidden: Hidden) -> Tensor:
+        backbone = self.model.backbone
+        pooled = backbone.outline(hidden) if self.exits else backbone.pool(hidden)
+        return torch.nn.functional.layer_norm(pooled, pooled.shape[-1:])
+
+    def work(self, pathway: int, hidden: Hidden, weights: Weights) -> Work:
+        """See :meth:`Pathways.work`."""
+        alone, site = torch.zeros(1, dtype=torch.int64), self.site_of[pathway]
+        if pathway == self.num_pathways - 1:
+            return partial(self._delta, pathway, hidden.tensor[None], weights, alone)
+        after = self.model.backbone.block(site, hidden)
+        return lambda: self._delta(pathway, self._pooled(after)[None], weights, alone)
 
     def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
         """What pathway p adds to the logits, ``[R, N, C]``, from ``read [R, N, width_p]``."""

@@ -243,7 +243,8 @@ class EnvConformance(PageConformance):
             weight = info.get("cost_weight", cost_weight)
             assert reward == pytest.approx(info["accuracy"] - weight * info["cost"], abs=1e-12)
             assert reward == pytest.approx(info["reward_accuracy"] + info["reward_cost"], abs=1e-12)
-            assert info["active_fraction"] == pytest.approx(mask.mean())
+            assert info["active_fraction"] == pytest.approx(info["mask"].mean())
+            assert not mask.any() or (info["mask"] == mask).all()  # nothing on may be executed as the model's own readout
             assert 0 <= info["accuracy"] <= 1
 
     def test_a_cost_weight_that_varies_is_drawn_per_episode_and_observed(self):

@@ -152,8 +152,11 @@ class PathwaySelection:
             self.plans[slots, done // self.turns, done % self.turns] = bits[:, 0]
         else:
             self.plans[slots, done] = bits
-        self.done[slots] += 1
-        return done + 1
+        done = done + 1
+        self.done[slots] = done
+        whole, last = slots[done % self.turns == 0], done[done % self.turns == 0] // self.turns - 1
+        self.plans[whole, last] = self.scenario.executed(self.plans[whole, last])
+        return done
 
     def observe(self, slots: NDArray[np.int64]) -> Observation:
         """Fresh observations of some slots, ``[B, ...]``."""

@@ -81,7 +81,11 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``placement`` (``"side"``), ``rank`` (16);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1),
       ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on`` (0.2), ``resample`` (True),
-      ``neutral`` (False), ``keep`` (``"best"``), ``shrink`` (True): see :class:`meta.trainer.MetaConfig`;
+      ``neutral`` (False), ``start_steps`` (0), ``keep`` (``"best"``), ``shrink`` (True): see :class:`meta.trainer.MetaConfig`;
+    * ``gates`` (``"adapters"``): what a mask may switch; ``"exit"`` makes the model's own readout a pathway, without which
+      inference may end early (``placement="side"``), see :class:`envs.unipen.UnipenResNetExitEnv`;
+    * ``cost`` (``"parameters"``): what cost counts; ``"flops"`` or ``"latency"`` (measured by ``python -m envs.latency``): all
+      that runs, the backbone included;
     * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`;
     * ``init`` (None): a saved meta-initialisation to start from (its path without suffix, see :func:`meta.store.save_init`)
       instead of learning one; the arguments of meta-training then count for nothing;
@@ -115,12 +119,15 @@ def modelled(
     all_on: float = 0.2,
     resample: bool = True,
     neutral: bool = False,
+    start_steps: int = 0,
     keep: str = "best",
     shrink: bool = True,
     embedding: Sequence[str] = DEFAULT,
     init: str | None = None,
     memory: float = MEMORY,
     precision: str = "float32",
+    gates: str = "adapters",
+    cost: str = "parameters",
     **more: Any,
 ) -> Scenario:
     """The scenario of :class:`PersonalEnv`, its artefacts made or loaded; ``more`` goes to population and backbone.
@@ -136,7 +143,7 @@ def modelled(
     check_precision(precision)
     folder = folder_of(users, backbone)
     start = time.perf_counter()
-    data = prepared(users, backbone, placement, rank, seed, folder, more, memory)
+    data = prepared(users, backbone, placement, rank, seed, folder, more, memory, gates, cost)
     pretrained = time.perf_counter()
     start_of = load_init(Path(init).expanduser(), init_facts(data)) if init else meta_initialisation(data, config, folder)
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
@@ -146,6 +153,10 @@ def modelled(
         "meta-initialisation": hash_tensors(start_of.tensors()),
         "placement": placement,
     }
+    if gates != "adapters":
+        made_of["gates"] = gates
+    if cost != "parameters":
+        made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
     if precision != "float32":
         made_of["precision"] = precision
     live = _live(data, start_of, precision)
@@ -187,7 +198,8 @@ def _live(data: Prepared, init: MetaInit, precision: str) -> LiveOracle:
 def _key(made_of: Mapping[str, str]) -> str:
     """A hash of all that determines observations and answers in full precision."""
     names = {"init": "meta-initialisation", "users": "users", "model": "backbone", "placement": "placement"}
-    return cache_key(**{name: made_of[what] for name, what in names.items()})
+    further = {name: made_of[name] for name in ("gates", "cost") if name in made_of}
+    return cache_key(**{name: made_of[what] for name, what in names.items()}, **further)
 
 
 def modelled_scenario(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.artefacts import exists, load_artefact, save_artefact
+from backbones.costs import CostModel
 from backbones.pathways import Weights
 from backbones.registry import did_you_mean
 from envs.statistics import PathwayStatistics
@@ -65,10 +66,10 @@ class Oracle(ABC):
     """Abstract oracle over a fixed list of users, named by position.
 
     Attributes:
-        costs: ``[P]`` share of each pathway in C(all_on).
+        costs: of masks.
     """
 
-    costs: NDArray[np.float64]
+    costs: CostModel
 
     @abstractmethod
     def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
@@ -84,7 +85,7 @@ class Oracle(ABC):
         """
         plans = masks if masks.ndim == 3 else masks[:, None]
         found = self.measure(np.asarray(users), plans.astype(bool), (role,))[:, 0]
-        return Outcome(found[:, 0], found[:, 1], plans[:, -1] @ self.costs)
+        return Outcome(found[:, 0], found[:, 1], self.costs.of(plans[:, -1]))
 
 
 Fresh = Callable[[Batch, Batch, Tensor], tuple[Tensor, Tensor]]
@@ -131,7 +132,7 @@ class LiveOracle(Oracle):
         check_precision(precision)
         self.data, self.init, self.chunk, self.precision = data, init, chunk, precision
         self.pathways, self.population, self.batch, self.rows = data.pathways, data.population, data.batch, data.rows
-        self.costs = self.pathways.costs().numpy()
+        self.costs = self.pathways.costs
         self.adaptations = 0
         self._recent: dict[tuple[int, bytes], Weights] = {}
 
@@ -316,12 +317,13 @@ class FormulaOracle(Oracle):
     """Answers by a formula, for problems whose best masks are known.
 
     Args:
-        costs: ``[P]``.
+        costs: ``[P]``, of pathways that cost what they cost themselves; or another model.
         accuracy: ``(users [B], masks [B, P]) -> [B]``; the loss is one minus it.
     """
 
-    def __init__(self, costs: NDArray[np.float64], accuracy: Callable[[Users, Plans], NDArray[np.float64]]) -> None:
-        self.costs, self._accuracy = costs, accuracy
+    def __init__(self, costs: NDArray[np.float64] | CostModel, accuracy: Callable[[Users, Plans], NDArray[np.float64]]) -> None:
+        self.costs = costs if isinstance(costs, CostModel) else CostModel.of_pathways(costs)
+        self._accuracy = accuracy
 
     def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
         """See :meth:`Oracle.measure`; the last mask decides, and every role gives the same."""

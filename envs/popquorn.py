@@ -1,4 +1,4 @@
-"""``dsa/PopquornBert-v0``: real annotators of offensiveness, MiniLM with pathways beside it."""
+"""``dsa/PopquornBert-v0`` and its form with early exits: real annotators of offensiveness, MiniLM with pathways beside it."""
 
 from envs.single import PathwaySelectionEnv
 
@@ -45,6 +45,54 @@ class PopquornBertEnv(PathwaySelectionEnv):
       :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``max_length`` (128): tokens per comment;
     * everything that :class:`envs.modelled.PersonalEnv` takes.
+
+    ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
+    ``reward_accuracy``, ``reward_cost``.
+
+    ## Versions
+
+    * v0: first version.
+    """
+
+
+class PopquornBertExitEnv(PathwaySelectionEnv):
+    """``dsa/PopquornBert-v0`` where a mask decides how much of MiniLM is run.
+
+    ## Description
+
+    The users and the encoder of :class:`PopquornBertEnv`, but the model's own readout is one more pathway. Where it is off, the
+    logits are the sum of what the user's active pathways say, and inference stops after the deepest sub-layer that one of them
+    reads: a mask then makes inference faster than the bare model. Content warning: real comments.
+
+    ## Observation space
+
+    A ``Dict``, all float32 within +-10, all from the support set alone: ``user`` ``[32]`` (see
+    :class:`users.embedding.UserEmbedder`) and ``pathways`` ``[14, 8]`` (see :data:`envs.statistics.NAMES`).
+
+    ## Action space
+
+    ``MultiBinary(14)``: attention and feed-forward of MiniLM's six layers in order of depth, the model's own readout, then the
+    user's head. A mask with nothing on is executed as `all_off`, the whole bare model with its readout on; ``info["mask"]`` is
+    what was executed.
+
+    ## Rewards
+
+    ``accuracy on the validation judgements - cost_weight * cost``, where ``cost`` is the share of the operations of everything
+    that runs for a text of 32 tokens, encoder included, in those of the mask with everything on (``cost="flops"``).
+
+    ## Starting state
+
+    The next user of a random order of the split.
+
+    ## Episode end
+
+    ``terminated`` after ``rounds`` decisions (default 1), never ``truncated``; see :class:`envs.digits.DigitsResNetEnv`.
+
+    ## Arguments
+
+    Those of :class:`envs.popquorn.PopquornBertEnv` and of :class:`envs.modelled.PersonalEnv`, with other defaults: ``gates``
+    (``"exit"``), ``cost`` (``"flops"``; or ``"latency"``, ``"parameters"``), ``shrink`` (False). ``render()`` shows in a shade of its own what a
+    mask leaves unrun.
 
     ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
     ``reward_accuracy``, ``reward_cost``.

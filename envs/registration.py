@@ -60,25 +60,30 @@ def register_all() -> None:
     register("dsa/DigitsResNet-v0", **inline, entry_point="envs.digits:DigitsResNetEnv")
     register("dsa/DigitsResNetLayerwise-v0", **inline, entry_point="envs.digits:DigitsResNetLayerwiseEnv", layerwise=True)
     register("dsa/Personal-v0", **digits, miniature=small | few)
+    unipen: dict[str, Any] = {"users": "unipen", "backbone": "resnet-small"}
+    unipen |= {"miniature": small | {"pretrain_epochs": 1, "widths": [8, 16], "auxiliary": None}}
+    unipen |= {"widths": [32, 64, 128], "stride": 2, "pretrain_epochs": 40, "pretrain_seed": 0}
+    unipen |= {"augment": "handwriting", "auxiliary": "omniglot"}
+    unipen |= {"inner_steps": 12, "outer_rate": 3e-3, "rate_of_rates": 0.03, "head_rate": 38.0}
     register(
         "dsa/UnipenResNet-v0",
-        "unipen",
-        "resnet-small",
+        **unipen,
         entry_point="envs.unipen:UnipenResNetEnv",
-        miniature=small | {"pretrain_epochs": 1, "widths": [8, 16], "auxiliary": None},
-        widths=[32, 64, 128],
-        stride=2,
-        pretrain_epochs=40,
-        pretrain_seed=0,
-        augment="handwriting",
-        auxiliary="omniglot",
         meta_steps=150,
-        inner_steps=12,
         inner_rate=2.0,
-        head_rate=38.0,
-        outer_rate=3e-3,
-        rate_of_rates=0.03,
         neutral=True,
+    )
+    register(
+        "dsa/UnipenResNetExit-v0",
+        **unipen | {"miniature": {**unipen["miniature"], "start_steps": 2}},
+        entry_point="envs.unipen:UnipenResNetExitEnv",
+        gates="exit",
+        cost="flops",
+        rank=64,
+        meta_steps=200,
+        inner_rate=0.5,
+        start_steps=600,
+        shrink=False,
     )
     second_order: dict[str, Any] = {"algorithm": "maml", "inner_steps": 5, "rate_of_rates": 1e-3}
     register(
@@ -89,6 +94,20 @@ def register_all() -> None:
         miniature=small,
         meta_steps=200,
         **second_order,
+    )
+    register(
+        "dsa/PopquornBertExit-v0",
+        "popquorn",
+        "minilm",
+        entry_point="envs.popquorn:PopquornBertExitEnv",
+        miniature=small,
+        gates="exit",
+        cost="flops",
+        meta_steps=400,
+        inner_steps=5,
+        inner_rate=0.05,
+        outer_rate=3e-3,
+        shrink=False,
     )
     register(
         "dsa/JesterBert-v0",

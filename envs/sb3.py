@@ -78,7 +78,7 @@ class PathwaySelectionVecEnv(VecEnv, EzPickle):
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """One heat-map row per slot: the mask decided last in the slot's present episode."""
         last = self.core.latest().astype(np.int8)
-        return [gates_as_image(len(mask), [mask], height=1) for mask in last]
+        return [gates_as_image(self.core.scenario.pathways, [mask], height=1) for mask in last]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute, once per slot asked for."""

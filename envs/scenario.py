@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backbones.costs import COSTS
+from backbones.pathways import READOUT
 from backbones.registry import Registry, did_you_mean
 from envs.by_user import ByUser, Observed
 from envs.oracles import Oracle, Plans, Users
@@ -45,7 +47,8 @@ class Scenario:
         personalise: from one user's raw support examples to adapted weights, everything computed afresh; for timing.
         notes: what the reader should know about the examples (texts cut off).
         made_of: what answers depend on, by name: hashes of ``users``, ``backbone`` and ``meta-initialisation``, the name of
-            the ``placement``, and ``precision`` where it is not float32. Empty in problems without a model.
+            the ``placement``, and ``precision``, ``gates`` and ``cost`` where they are not the usual ones. Empty in problems
+            without a model.
     """
 
     name: str
@@ -68,6 +71,20 @@ class Scenario:
     notes: tuple[str, ...] = ()
     personalise: Callable[[int, Choose], Any] | None = None
     made_of: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> str:
+        """What costs go by, a name in :data:`backbones.costs.COSTS`."""
+        return self.made_of.get("cost", COSTS[0]).split()[0]
+
+    def executed(self, masks: Plans) -> Plans:
+        """What is run for masks ``[..., P]``: where nothing is on and the model's own readout is a pathway, that one is."""
+        if READOUT not in self.pathways:
+            return masks
+        own = self.pathways.index(READOUT)
+        masks = masks.copy()
+        masks[..., own] |= ~masks.any(-1)
+        return masks
 
     def users(self, split: str) -> NDArray[np.int64]:
         """Positions of a split's users. Raises ``ValueError`` for an unknown split."""

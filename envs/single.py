@@ -93,6 +93,6 @@ def render_gates(mode: str | None, pathways: tuple[str, ...], rows: list[tuple[s
     if mode == "ansi":
         return gates_as_text(pathways, rows)
     if mode == "rgb_array":
-        return gates_as_image(len(pathways), [mask for _, mask in rows])
+        return gates_as_image(pathways, [mask for _, mask in rows])
     gym.logger.warn("render() does nothing without a render_mode; make the env with 'ansi' or 'rgb_array'.")
     return None

@@ -32,7 +32,7 @@ NAMES = (
 * ``activation_shift``: how far what it reads lies from the train users' mean, in their standard deviations (RMS), log;
 * ``relative_change``: log of ``||delta|| / ||h||``;
 * ``depth``: 0 for the first pathway, 1 for the last;
-* ``cost``: share of all personal parameters;
+* ``cost``: of the mask with this pathway alone, its share of all personal parameters say;
 * ``gate``: whether it is on (before the first decision: 1).
 """
 STANDARDISED = 5
@@ -112,6 +112,8 @@ class PathwayStatistics:
         norm, noise, size = (torch.zeros(users, names) for _ in range(3))
         for p in range(names):
             keys = self.pathways.keys[p]
+            if not keys:  # the model's own readout: nothing of it is learned
+                continue
             flat = torch.cat([gradients[k].flatten(1) for k in keys], 1).unflatten(0, (users, PARTS))
             mean = (flat * shares[..., None]).sum(1)
             norm[:, p] = mean.norm(dim=1)
@@ -121,7 +123,7 @@ class PathwayStatistics:
         shift = torch.stack([self._shift(p, support) for p in range(names)], 1)
         of_parts = (changes * parts.weights[..., None]).sum(1)
         changes = (of_parts.unflatten(0, (users, PARTS)) * shares[..., None]).sum(1)
-        scaled = norm / self.pathways.sizes.sqrt()
+        scaled = norm / self.pathways.sizes.clamp_min(1).sqrt()
         return Raw(scaled, norm / size.clamp_min(_TINY), norm / noise.clamp_min(_TINY), shift, changes)
 
     def _shift(self, p: int, support: Batch) -> Tensor:
@@ -144,7 +146,7 @@ class PathwayStatistics:
         users, pathways = raw.gradient_norm.shape
         values = ((self._transformed(raw) - self.mean) / self.scale).clamp(-CLIP, CLIP)
         depth = torch.linspace(0, 1, pathways).expand(users, -1)
-        cost = self.pathways.costs().float().expand(users, -1)
+        cost = self.pathways.costs.alone.float().expand(users, -1)
         gate = torch.ones(users, pathways) if gates is None else gates.float()
         return torch.cat([values, torch.stack([depth, cost, gate], -1)], -1)
 

@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from backbones.artefacts import ArtefactError, exists, load_artefact, save_artefact
+from backbones.costs import CostModel
 from backbones.registry import did_you_mean
 from envs.oracles import ROLES, Oracle, Plans, Users
 from envs.scenario import Scenario
@@ -66,7 +67,7 @@ class PathwayTable:
     groups: tuple[str, ...]
     embeddings: NDArray[np.float32]
     statistics: NDArray[np.float32]
-    costs: NDArray[np.float64]
+    costs: CostModel
     scores: Mapping[str, NDArray[np.float64]]
     label_counts: Mapping[str, NDArray[np.int64]]
     notes: tuple[str, ...]
@@ -105,7 +106,8 @@ class PathwayTable:
 
     def save(self, path: Path) -> None:
         """Write ``<path>.json`` and the tensors beside it; what was there is replaced."""
-        arrays: dict[str, NDArray] = {"masks": self.masks, "costs": self.costs}
+        arrays: dict[str, NDArray] = {"masks": self.masks}
+        arrays |= {f"costs/{name}": value.numpy() for name, value in self.costs.tensors().items()}
         arrays |= {"embeddings": self.embeddings, "statistics": self.statistics}
         arrays |= {f"accuracy/{role}": values for role, values in self.accuracy.items()}
         arrays |= {f"loss/{role}": values for role, values in self.loss.items()}
@@ -134,9 +136,10 @@ class PathwayTable:
             )
         fields: dict[str, Any] = {fact: meta[fact] for fact in ("environment", "name", "fingerprint", "made_of")}
         fields |= {fact: tuple(meta[fact]) for fact in ("pathways", "user_ids", "user_info", "groups", "notes")}
-        fields |= {name: tensors[name].numpy() for name in ("masks", "costs", "embeddings", "statistics")}
+        fields |= {name: tensors[name].numpy() for name in ("masks", "embeddings", "statistics")}
         return PathwayTable(
             **fields,
+            costs=_costs(tensors),
             accuracy=_part(tensors, "accuracy"),
             loss=_part(tensors, "loss"),
             scores=_part(tensors, "scores", np.float64),
@@ -235,11 +238,16 @@ class PathwayTable:
         return self.masks[self._best(self.rewards(split, cost_weight, role).mean(0)[None])[0]]
 
     def _rewards(self, users: Users, cost_weight: float, role: str) -> NDArray[np.float64]:
-        return self.accuracy[role][self.rows(users, role)] / SCALE - cost_weight * (self.masks @ self.costs)
+        return self.accuracy[role][self.rows(users, role)] / SCALE - cost_weight * self._prices
 
     def _best(self, rewards: NDArray[np.float64]) -> NDArray[np.int64]:
         top = rewards >= rewards.max(1, keepdims=True) - TIE
-        return np.where(top, self.masks @ self.costs, np.inf).argmin(1)
+        return np.where(top, self._prices, np.inf).argmin(1)
+
+    @cached_property
+    def _prices(self) -> NDArray[np.float64]:
+        """Of the masks, ``[M]``."""
+        return self.costs.of(self.masks)
 
     @cached_property
     def _powers(self) -> NDArray[np.int64]:
@@ -318,6 +326,15 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str
 def without_suffix(path: str | Path) -> Path:
     """The name of an artefact, given with or without ``.json``."""
     return Path(str(path).removesuffix(".json"))
+
+
+def _costs(tensors: Mapping[str, Tensor]) -> CostModel:
+    """The cost model; tables from before there was another than the parameters' hold what every pathway costs."""
+    if "costs" in tensors:
+        return CostModel.of_pathways(tensors["costs"])
+    return CostModel.from_tensors(
+        {key.removeprefix("costs/"): value for key, value in tensors.items() if key.startswith("costs/")}
+    )
 
 
 def _part(tensors: Mapping[str, Tensor], part: str, as_type: DTypeLike | None = None) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""``dsa/UnipenResNet-v0``: real writers, 62 characters, a small ResNet with pathways beside it."""
+"""``dsa/UnipenResNet-v0`` and its form with early exits: real writers, 62 characters, pathways beside a small ResNet."""
 
 from envs.single import PathwaySelectionEnv
 
@@ -43,6 +43,57 @@ class UnipenResNetEnv(PathwaySelectionEnv):
     * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
       :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * everything that :class:`envs.modelled.PersonalEnv` and :func:`meta.images.pretrained_resnet` take.
+
+    ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a
+    step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``, ``reward_accuracy``, ``reward_cost``.
+
+    ## Versions
+
+    * v0: first version.
+    """
+
+
+class UnipenResNetExitEnv(PathwaySelectionEnv):
+    """``dsa/UnipenResNet-v0`` where a mask decides how much of the network is run.
+
+    ## Description
+
+    The users and the backbone of :class:`UnipenResNetEnv`, but the model's own readout is one more pathway. Where it is off,
+    the logits are the sum of what the user's active pathways say, and inference stops after the deepest block that one of them
+    reads: a mask then makes inference faster than the bare model. Pathways read the means of the four quarters of a feature
+    map; they are fitted to the examples that the classifier was fitted on, and meta-learned from there under masks of all
+    depths.
+
+    ## Observation space
+
+    A ``Dict``, all float32 within +-10, all from the support set alone: ``user`` ``[32]`` (see
+    :class:`users.embedding.UserEmbedder`) and ``pathways`` ``[8, 8]`` (see :data:`envs.statistics.NAMES`).
+
+    ## Action space
+
+    ``MultiBinary(8)``: six residual blocks in order of depth, the model's own readout, then the user's head. A mask with
+    nothing on is executed as `all_off`, the whole bare model with its readout on; ``info["mask"]`` is what was executed.
+
+    ## Rewards
+
+    ``accuracy on the validation images - cost_weight * cost``, where ``cost`` is the share of the operations of everything that
+    runs, backbone included, in those of the mask with everything on (``cost="flops"``).
+
+    ## Starting state
+
+    The next user of a random order of the split.
+
+    ## Episode end
+
+    ``terminated`` after ``rounds`` decisions (default 1), never ``truncated``; see :class:`envs.digits.DigitsResNetEnv`.
+
+    ## Arguments
+
+    Those of :class:`envs.unipen.UnipenResNetEnv`, and of :class:`envs.modelled.PersonalEnv` and
+    :func:`meta.images.pretrained_resnet`, with other defaults: ``gates`` (``"exit"``), ``cost`` (``"flops"``; or
+    ``"latency"``, ``"parameters"``), ``rank`` (64), ``start_steps`` (600), ``shrink``
+    (False). ``render()`` shows in a shade of its own what a mask
+    leaves unrun.
 
     ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a
     step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``, ``reward_accuracy``, ``reward_cost``.

@@ -167,7 +167,7 @@ def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
         "simulated": measuring.scenario.data.population.simulated,
         "classes": measuring.scenario.data.population.num_classes,
         "pathways": list(pathways.names),
-        "costs": pathways.costs().tolist(),
+        "costs": pathways.costs.alone.tolist(),
         "refused": refused,
         "notes": list(measuring.scenario.notes),
     }

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from backbones.pathways import PLACEMENTS
+from backbones.pathways import GATES, PLACEMENTS
 
-FLAGS = ("users", "backbone", "placement", "data", "data_root", "source", "shots", "max_users")
+FLAGS = ("users", "backbone", "placement", "gates", "data", "data_root", "source", "shots", "max_users")
 """Flags that are arguments of the environment under the same names."""
 
 
@@ -20,6 +20,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--users", help="a population: digits, unipen, popquorn, jester, lamp, table, or a registered one")
     group.add_argument("--backbone", help="resnet-small, resnet18, resnet34, resnet50, minilm, bert, or a registered one")
     group.add_argument("--placement", help=f"of the pathways: {' or '.join(PLACEMENTS)}")
+    group.add_argument(
+        "--gates", choices=GATES, help="what a mask may switch; exit: inference may end early (--placement side)"
+    )
     group.add_argument("--data", type=Path, help="--users table: CSV or Parquet with user_id, label and text or image")
     group.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
     group.add_argument("--source", help="--backbone bert: hub name or local folder of a BERT, RoBERTa or DistilBERT")

@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 
+from backbones.pathways import Pathways
+
+SHORT = 0.5
+"""Share of the masks that end early, where they may."""
+
 
 def sample_masks(users: int, pathways: int, generator: torch.Generator, all_on: float = 0.2) -> Tensor:
     """Random masks, ``[users, pathways]`` bool, each with at least one pathway on.
@@ -19,4 +24,22 @@ def sample_masks(users: int, pathways: int, generator: torch.Generator, all_on: 
     masks |= torch.rand(users, 1, generator=generator) < all_on
     empty = ~masks.any(1)
     masks[empty, torch.randint(pathways, (int(empty.sum()),), generator=generator)] = True
+    return masks
+
+
+def masks_for(pathways: Pathways, users: int, generator: torch.Generator, all_on: float = 0.2) -> Tensor:
+    """Random masks, ``[users, P]``, of which each has a pathway with weights on.
+
+    As :func:`sample_masks`. Where inference may end early, half of those masks that have not everything on have nothing on
+    beyond a depth that is drawn uniformly: independent bits would hardly ever leave the last blocks out.
+    """
+    masks = sample_masks(users, pathways.num_pathways, generator, all_on)
+    if not pathways.exits:
+        return masks
+    depth = torch.tensor(pathways.site_of)
+    limit = torch.randint(int(depth.max()) + 1, (users, 1), generator=generator)
+    short = (torch.rand(users, 1, generator=generator) < SHORT) & ~masks.all(1, keepdim=True)
+    masks &= ~(short & (depth > limit))
+    silent = ~(masks & (pathways.sizes > 0)).any(1)
+    masks[silent, (torch.rand(users, generator=generator) * (limit[:, 0].clamp_max(depth[-1] - 1) + 1)).long()[silent]] = True
     return masks

@@ -8,6 +8,7 @@ from typing import Any
 
 from backbones.artefacts import cache_root
 from backbones.pathways import make_pathways
+from backbones.prices import costs_of
 from meta.model import further_arguments as of_backbone
 from meta.model import population_model
 from users import population_factory
@@ -32,6 +33,8 @@ def prepared(
     folder: Path,
     more: Mapping[str, Any],
     memory: float = MEMORY,
+    gates: str = "adapters",
+    cost: str = "parameters",
 ) -> Prepared:
     """Load the population, make or load the population model, and put pathways along it.
 
@@ -44,6 +47,8 @@ def prepared(
         folder: where what is learned is kept.
         more: further arguments; the population's factory and the backbone's each take those they know.
         memory: GB of frozen states that are kept, see :class:`users.batch.Prepared`.
+        gates: what a mask may switch, one of :data:`backbones.pathways.GATES`.
+        cost: what masks cost, one of :data:`backbones.costs.COSTS`.
 
     Raises:
         ValueError: for unknown names, with a suggestion, and whatever is wrong with the data.
@@ -58,7 +63,9 @@ def prepared(
     population = factory(seed=seed, **{k: v for k, v in more.items() if k in of_users})
     LOG.info("%s", describe(population))
     model = population_model(backbone, population, folder, seed, **{k: v for k, v in more.items() if k in of_model})
-    return Prepared(make_pathways(placement, model, rank), population, folder, memory)
+    pathways = make_pathways(placement, model, rank, gates)
+    pathways.costs = costs_of(pathways, cost, folder)
+    return Prepared(pathways, population, folder, memory)
 
 
 def further_arguments(arguments: Mapping[str, Any]) -> set[str]:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from backbones.pathways import Pathways
 from meta.inner import MetaInit, adapted_accuracy, share
-from meta.masks import sample_masks
+from meta.masks import masks_for
 from users.batch import Batch
 
 USERS = 100
@@ -109,7 +109,7 @@ class Shown:
         draw, most = torch.Generator().manual_seed(0), int((support.weights > 0).sum(1).max())
         order = (torch.rand(support.weights.shape, generator=draw) - (support.weights > 0).float()).argsort(1)
         everything = torch.ones(len(support), pathways.num_pathways, dtype=torch.bool)
-        masks = everything, sample_masks(len(support), pathways.num_pathways, draw, all_on=0.0)
+        masks = everything, masks_for(pathways, len(support), draw, all_on=0.0)
         base = adapted_accuracy(pathways, init, support, query, ~everything).double().numpy()
         return Shown(pathways, support, query, order, (*(size for size in SIZES if size < most), most), masks, base)
 

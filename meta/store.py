@@ -15,12 +15,13 @@ NAMES = {"model": "another population model", "train_users": "other train users"
 
 def init_facts(data: Prepared) -> dict[str, Any]:
     """What a meta-initialisation for this population and these pathways depends on, besides how it is learned."""
-    return {
+    facts = {
         "model": data.pathways.model.fingerprint(),
         "train_users": data.population.fingerprint("train"),
         "rank": data.pathways.rank,
         "placement": type(data.pathways).__name__,
     }
+    return facts | {"gates": data.pathways.gates} if data.pathways.exits else facts
 
 
 def save_init(path: Path, init: MetaInit, facts: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from backbones.threads import usable_cores
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.curves import room_for_curves
 from meta.inner import MetaInit, adapted_accuracy
-from meta.masks import sample_masks
+from meta.masks import masks_for
 from meta.outer import ALGORITHMS
 from meta.prepare import folder_of, further_arguments, prepared
 from meta.trainer import KEEP, MetaConfig, meta_initialisation
@@ -39,6 +39,7 @@ SETTINGS = (
     "random_start",
     "resample",
     "neutral",
+    "start_steps",
     "keep",
     "shrink",
     "seed",
@@ -65,6 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--random-start", action="store_true", help="learn the inner rates alone")
     parser.add_argument("--resample", action="store_true", help="deal support and query examples anew in every step")
     parser.add_argument("--neutral", action="store_true", help="keep the start's outputs at zero: for few train users")
+    parser.add_argument("--start-steps", type=int, default=0, help="fit pathways to the population model's examples beforehand")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
     parser.add_argument("--shrink", action="store_true", help="let val users say how far few examples may move a user")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
@@ -82,12 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = MetaConfig(users=args.users_per_step, **{name: getattr(args, name) for name in SETTINGS})
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}
+        gates = where.pop("gates", "adapters")
         more = {k: v for k, v in where.items() if k not in ("users", "backbone", "placement")}
         more |= parse_pairs(args.argument, "--argument")
         check(where, more)
         names = where["users"], where["backbone"], where["placement"]
         folder = args.out or folder_of(*names[:2])
-        data = prepared(*names, args.rank, args.seed, folder, more)
+        data = prepared(*names, args.rank, args.seed, folder, more, gates=gates)
         events = folder / "tensorboard" / f"{config.algorithm}-{cache_key(**asdict(config))}"
         with room_for_curves(events), SummaryWriter(str(events)) as writer:
             init = meta_initialisation(data, config, folder, writer.add_scalar)
@@ -113,7 +116,7 @@ def report(data: Prepared, init: MetaInit) -> None:
     support, query = data.part("val", "support"), data.part("val", "query")
     users, shape = data.population.val, (len(data.population.val), data.pathways.num_pathways)
     groups = [str(user.info.get("group", "all")) for user in users]
-    masks = sample_masks(*shape, torch.Generator().manual_seed(0), all_on=0.0)
+    masks = masks_for(data.pathways, shape[0], torch.Generator().manual_seed(0), all_on=0.0)
     print(f"accuracy of {shape[0]} val users")
     for name, gates in (("all_off", torch.zeros(shape)), ("all_on", torch.ones(shape)), ("random masks", masks)):
         accuracy = adapted_accuracy(data.pathways, init, support, query, gates.bool())

@@ -12,17 +12,21 @@ from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, load_or_make, save_artefact
 from backbones.base import hash_tensors
-from backbones.pathways import Pathways
+from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapted
-from meta.masks import sample_masks
+from meta.masks import masks_for
 from meta.outer import ALGORITHMS, adapted_pathways
 from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
+from meta.start import fitted_start
 from meta.store import KIND, init_facts
 from users.batch import Batch, Prepared, Rows
 
 Log = Callable[[str, float, int], None]
 Masks = Callable[[Tensor, torch.Generator], Tensor]
 KEEP = ("last", "best")
+LATER = {"start_steps": 0}
+"""Settings that came later: what was learned without them keeps its name."""
+CHECKPOINT = "meta-checkpoint"
 EVERY = 100
 """Steps between two lines in the log, two checkpoints, and two looks at val users."""
 
@@ -49,6 +53,8 @@ class MetaConfig:
             and only what pathways read and the rates are learned; few train users cannot be learned by heart then.
         keep: ``last``, or ``best``: the state, among those after every 100 steps and the start, with the least query loss of
             val users under a fixed mixture of masks. Few train users are soon known by heart.
+        start_steps: fit the pathways to the examples that the population model was fitted on for so many steps before users
+            are met, see :mod:`meta.start`; for pathways that are to do without the model's own readout.
         shrink: choose on val users how far examples may move a user and in how many steps, see :mod:`meta.shrinkage`; by
             :func:`meta_initialisation`, after training. Training that goes on from such a start keeps its prior.
         seed: everything random follows from it and the step number.
@@ -67,6 +73,7 @@ class MetaConfig:
     resample: bool = False
     neutral: bool = False
     keep: str = "last"
+    start_steps: int = 0
     shrink: bool = False
     seed: int = 0
 
@@ -84,6 +91,10 @@ class MetaConfig:
             )
         if self.keep not in KEEP:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {self.keep!r}.")
+        if self.start_steps < 0:
+            raise ValueError(f"start_steps must be at least 0, got {self.start_steps}.")
+        if self.start_steps and (self.neutral or self.random_start):
+            raise ValueError("a start that is fitted (start_steps) is neither neutral nor random: choose one of them.")
         if self.random_start and self.algorithm == "reptile":
             raise ValueError("Reptile learns no inner rates, so there is nothing to learn from a random start.")
 
@@ -98,8 +109,9 @@ class MetaTrainer:
         folder: where checkpoints go; none are written without.
         val: val users' support and query examples, where the best state is to be kept.
         start: where to go on from; None: from a random start.
+        weights: where to start instead of at random.
         masks: what users are trained under, positions ``[B]`` among train users and a generator to masks ``[B, P]``; None:
-            :func:`meta.masks.sample_masks`.
+            :func:`meta.masks.masks_for`.
     """
 
     def __init__(
@@ -112,6 +124,7 @@ class MetaTrainer:
         val: tuple[Rows, Rows] | None = None,
         start: MetaInit | None = None,
         masks: Masks | None = None,
+        weights: Weights | None = None,
     ) -> None:
         if (val is not None) != (config.keep == "best"):
             raise ValueError("val users are needed to keep the best state, and for nothing else.")
@@ -120,8 +133,9 @@ class MetaTrainer:
         self.best: tuple[float, MetaInit] | None = None
         self.step = 0
         self.masks = masks or self._usual_masks
-        weights = pathways.start(config.seed) if start is None else {k: w.clone() for k, w in start.weights.items()}
-        self.weights = {k: w.requires_grad_() for k, w in weights.items()}
+        if start is not None:
+            weights = start.weights
+        self.weights = {k: w.clone().requires_grad_() for k, w in (weights or pathways.start(config.seed)).items()}
         rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
         rates[:, -1] = config.inner_rate if config.head_rate is None else config.head_rate
         rates = rates if start is None else start.rates.clone()
@@ -176,7 +190,7 @@ class MetaTrainer:
         if self.val is None:
             return
         (support, query), pathways = self.val, self.pathways
-        masks = sample_masks(len(support), pathways.num_pathways, torch.Generator().manual_seed(0), all_on=0.5)
+        masks = masks_for(pathways, len(support), torch.Generator().manual_seed(0), all_on=0.5)
         state = self.present()
         loss = float(adapted(pathways, state, support, query, masks)[1].mean())
         if log:
@@ -208,7 +222,7 @@ class MetaTrainer:
         return loss
 
     def _usual_masks(self, users: Tensor, draw: torch.Generator) -> Tensor:
-        return sample_masks(len(users), self.pathways.num_pathways, draw, self.config.all_on)
+        return masks_for(self.pathways, len(users), draw, self.config.all_on)
 
     def _log_rates(self, log: Log) -> None:
         for p, name in enumerate(self.pathways.names):
@@ -226,7 +240,7 @@ class MetaTrainer:
         if self.best:
             facts["best_loss"] = self.best[0]
             tensors |= {f"best/{name}": tensor for name, tensor in self.best[1].tensors().items()}
-        save_artefact(self.folder / "meta-checkpoint", "meta checkpoint", tensors, facts)
+        save_artefact(self.folder / CHECKPOINT, "meta checkpoint", tensors, facts)
 
     def resume_if_possible(self) -> None:
         """Go on from the folder's checkpoint, if there is one.
@@ -234,12 +248,12 @@ class MetaTrainer:
         Raises:
             ArtefactError: if the checkpoint is damaged or of another configuration.
         """
-        if self.folder is None or not exists(self.folder / "meta-checkpoint"):
+        if self.folder is None or not exists(self.folder / CHECKPOINT):
             return
-        tensors, meta = load_artefact(self.folder / "meta-checkpoint", "meta checkpoint")
+        tensors, meta = load_artefact(self.folder / CHECKPOINT, "meta checkpoint")
         step, best_loss = meta.pop("step"), meta.pop("best_loss", None)
         mine = asdict(self.config)
-        meta = {"shrink": mine["shrink"], **meta}  # checkpoints from before there was shrinkage do not know the word
+        meta = {**LATER, "shrink": mine["shrink"], **meta}  # checkpoints from before there were these do not know the words
         if meta != mine:
             changed = sorted(k for k in {*meta, *mine} if meta.get(k) != mine.get(k))
             raise ArtefactError(f"the checkpoint in {self.folder} was made with other settings of {changed}.")
@@ -282,7 +296,10 @@ def trainer_for(
     """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one."""
     support, query = (data.part("train", role) for role in ("support", "query"))
     val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
-    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks)
+    weights = None
+    if config.start_steps and start is None and not exists(folder / CHECKPOINT):
+        weights = fitted_start(data, config.start_steps, config.seed)
+    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights)
     trainer.resume_if_possible()
     return trainer
 
@@ -295,7 +312,7 @@ def meta_initialisation(data: Prepared, config: MetaConfig, folder: Path, log: L
     if config.shrink:
         facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
         return _shrunk(data, replace(config, shrink=False), folder, facts, log)
-    settings = {name: value for name, value in asdict(config).items() if name != "shrink"}
+    settings = {k: v for k, v in asdict(config).items() if k != "shrink" and (k not in LATER or v != LATER[k])}
     path = folder / f"meta-{cache_key(**facts, **settings)}"
     unfinished = path.with_name(f"{path.name}-unfinished")
 

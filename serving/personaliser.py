@@ -345,7 +345,7 @@ class Personaliser:
 
     def _described(self, adapter: Adapter, size: int) -> Enrolled:
         names = tuple(name for name, on in zip(self.pathways.names, adapter.gates.tolist(), strict=True) if on)
-        cost = float(self.pathways.costs() @ adapter.gates.double())
+        cost = float(self.pathways.costs(adapter.gates))
         return Enrolled(names, cost, adapter.cost_weight, adapter.labels, size)
 
     def stats(self) -> dict[str, float]:

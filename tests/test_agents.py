@@ -18,6 +18,7 @@ from agents.evaluate import evaluate_run
 from agents.policies import POLICIES
 from agents.rivals import best_static, candidate_masks, random_masks, searched, shuffled_masks, thresholded
 from backbones.artefacts import ArtefactError
+from backbones.costs import CostModel
 from envs.core import PathwaySelection
 from envs.cost_weights import CostWeight
 from envs.modelled import modelled_scenario
@@ -64,7 +65,7 @@ def run(tmp_path_factory):
 
 def constant(pathways=8, accuracy=0.5):
     """A problem in which every mask is right for everybody."""
-    oracle = FormulaOracle(planted().oracle.costs[:pathways], lambda users, masks: np.full(len(users), accuracy))
+    oracle = FormulaOracle(planted().oracle.costs.own[:pathways], lambda users, masks: np.full(len(users), accuracy))
     return replace(planted(), oracle=oracle)
 
 
@@ -150,19 +151,19 @@ def test_best_static_looks_at_validation_examples_of_train_users_alone():
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_random_masks_cost_what_the_policys_masks_cost(density):
     rng = np.random.default_rng(0)
-    costs = np.array([0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+    costs = CostModel.of_pathways(np.array([0.4, 0.3, 0.1, 0.1, 0.05, 0.05]))
     masks = rng.random((500, 6)) < density * np.array([1, 0.2, 1, 0.5, 1, 0.1])
     dealt = random_masks(masks, costs, rng)
     assert dealt.shape == masks.shape
     assert dealt.dtype == bool
-    assert (dealt @ costs).mean() == pytest.approx((masks @ costs).mean(), abs=0.03)
+    assert costs.of(dealt).mean() == pytest.approx(costs.of(masks).mean(), abs=0.03)
 
 
 def test_random_masks_use_one_probability_for_all_pathways():
     rng = np.random.default_rng(0)
     masks = np.zeros((4000, 4), dtype=bool)
     masks[:, 0] = True
-    rates = random_masks(masks, np.full(4, 0.25), rng).mean(0)
+    rates = random_masks(masks, CostModel.of_pathways(np.full(4, 0.25)), rng).mean(0)
     np.testing.assert_allclose(rates, 0.25, atol=0.04)
 
 

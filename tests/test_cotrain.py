@@ -70,8 +70,12 @@ def decoded(masks):
     return torch.where(masks.all(1), -1, numbers)
 
 
+def usually(all_on):
+    return lambda users, generator: sample_masks(len(users), 12, generator, all_on)
+
+
 def test_a_share_of_users_gets_a_mask_that_the_policy_chose_for_them_at_any_weight():
-    draw = mixed(coded(5, 40), MetaConfig(all_on=1.0))
+    draw = mixed(coded(5, 40), usually(1.0))
     users = torch.arange(40).repeat(200)
     numbers = decoded(draw(users, torch.Generator().manual_seed(0)))
     own = numbers >= 0
@@ -83,7 +87,7 @@ def test_a_share_of_users_gets_a_mask_that_the_policy_chose_for_them_at_any_weig
 
 def test_the_others_get_the_usual_masks():
     config, users = MetaConfig(all_on=0.2), torch.zeros(4000, dtype=torch.long)
-    masks = mixed(coded(1, 1), config)(users, torch.Generator().manual_seed(0))
+    masks = mixed(coded(1, 1), usually(config.all_on))(users, torch.Generator().manual_seed(0))
     others = masks[(masks != coded(1, 1)[0, 0]).any(1)]
     usual = sample_masks(4000, 12, torch.Generator().manual_seed(1), config.all_on)
     assert len(others) / 4000 == pytest.approx(1 - OWN, abs=0.03)
@@ -94,14 +98,14 @@ def test_the_others_get_the_usual_masks():
 def test_a_mask_with_nothing_on_is_replaced():
     own = coded(1, 2)
     own[:, 1] = False
-    masks = mixed(own, MetaConfig(all_on=1.0))(torch.tensor([0, 1]).repeat(500), torch.Generator().manual_seed(0))
+    masks = mixed(own, usually(1.0))(torch.tensor([0, 1]).repeat(500), torch.Generator().manual_seed(0))
     assert masks.any(1).all()
     assert masks[1::2].all()
     assert not masks[::2].all()
 
 
 def test_masks_follow_from_the_generator():
-    draw, users = mixed(coded(5, 40), MetaConfig()), torch.arange(40)
+    draw, users = mixed(coded(5, 40), usually(0.2)), torch.arange(40)
     first, again, other = (draw(users, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -241,8 +241,8 @@ def test_the_reward_of_an_outcome_is_accuracy_minus_weighted_cost():
 def test_costs_sum_to_one_and_all_off_costs_nothing(digits, live):
     users, pathways = digits.users("test")[:2], len(digits.pathways)
     masks = np.stack([np.zeros(pathways, dtype=bool), np.ones(pathways, dtype=bool)])
-    assert live.costs.sum() == pytest.approx(1)
-    assert (live.costs > 0).all()
+    assert live.costs.own.sum() == pytest.approx(1)
+    assert (live.costs.own > 0).all()
     assert live.evaluate(users, masks).cost.tolist() == pytest.approx([0.0, 1.0])
 
 
@@ -451,8 +451,8 @@ def test_the_order_of_masks_matters_over_rounds(digits, live):
     plan = np.stack([masks[-1], masks[0]])[None]
     ahead, back = live.evaluate(users, plan), live.evaluate(users, plan[:, ::-1].copy())
     assert ahead.loss[0] != back.loss[0]
-    assert ahead.cost[0] == pytest.approx(live.costs[0])
-    assert back.cost[0] == pytest.approx(live.costs[-1])
+    assert ahead.cost[0] == pytest.approx(live.costs.own[0])
+    assert back.cost[0] == pytest.approx(live.costs.own[-1])
 
 
 def test_the_statistics_of_a_round_are_at_its_weights_and_mask(digits, live):
@@ -588,7 +588,7 @@ def test_raw_columns_are_depth_cost_and_gate(digits, live):
     depth, cost, gate = np.moveaxis(digits.statistics[..., -3:], -1, 0)
     pathways = len(digits.pathways)
     np.testing.assert_allclose(depth, np.broadcast_to(np.linspace(0, 1, pathways), depth.shape), atol=1e-6)
-    np.testing.assert_allclose(cost, np.broadcast_to(live.costs, cost.shape), atol=1e-6)
+    np.testing.assert_allclose(cost, np.broadcast_to(live.costs.own, cost.shape), atol=1e-6)
     assert (gate == 1).all()
 
 

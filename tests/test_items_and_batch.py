@@ -15,7 +15,7 @@ from users.base import ROLES, SPLITS, Examples, Population, User
 from users.batch import Batch, Prepared, run_frozen, side_by_side, stack
 from users.items import ImageFiles, TensorItems, TextItems
 
-PLACEMENTS = ("inline", "side")
+PLACEMENTS = ("inline", "lora", "side")
 COUNT = 40
 """Items of the toy populations."""
 
@@ -664,7 +664,7 @@ def test_side_pathways_never_run_the_backbone_again(side, monkeypatch):
 
 
 def test_both_placements_have_the_same_names_and_heads(model):
-    inline, side = (make_pathways(placement, model, rank=4) for placement in PLACEMENTS)
+    inline, side = (make_pathways(placement, model, rank=4) for placement in ("inline", "side"))
     assert inline.names == side.names and inline.widths == side.widths
     assert inline.sizes[-1] == side.sizes[-1]
     assert side.sizes[:-1].tolist() == [width * 4 + 4 + 4 * 10 + 10 for width in side.widths[:-1]]

@@ -716,10 +716,13 @@ def test_val_users_make_another_initialisation_only_where_they_are_looked_at(pat
 # A neutral start.
 
 
-@pytest.mark.parametrize("placement", ["inline", "side"])
+@pytest.mark.parametrize("placement", ["inline", "lora", "side"])
 def test_outputs_are_what_pathways_speak_through_and_no_more(model, batches, placement):
     pathways = make_pathways(placement, model, rank=4)
     blocks = {f"{name}.{part}" for name in pathways.names[:-1] for part in ("up", "up_bias")}
+    if placement == "lora":
+        layers = zip(pathways.names[:-1], pathways.targets, strict=True)
+        blocks = {f"{name}.{layer}.up" for name, inside in layers for layer in inside}
     assert pathways.outputs == blocks | {"head.weight", "head.bias"}
     images = torch.rand(6, 1, 8, 8)
     frozen = pathways.frozen(images).map(lambda t: t[None])
@@ -733,12 +736,13 @@ def test_outputs_are_what_pathways_speak_through_and_no_more(model, batches, pla
         assert (pathways.logits(frozen, loud, on)[0] - model(images)).abs().max() > 1e-3, key
 
 
-@pytest.mark.parametrize("placement", ["inline", "side"])
+@pytest.mark.parametrize("placement", ["inline", "lora", "side"])
 @pytest.mark.parametrize("algorithm", FOUR)
 def test_a_neutral_start_says_nothing_before_and_after_training(model, population, placement, algorithm):
     pathways = make_pathways(placement, model, rank=4)
     batches = [stack(pathways, population.train, role) for role in ("support", "query")]
-    trainer = MetaTrainer(pathways, *batches, MetaConfig(algorithm, steps=3, users=6, outer_rate=0.05, neutral=True))
+    config = MetaConfig(algorithm, steps=3, users=6, inner_rate=0.01, outer_rate=0.05, neutral=True)
+    trainer = MetaTrainer(pathways, *batches, config)
     first, last = trainer.present(), trainer.run()
     gates = sample_masks(12, pathways.num_pathways, torch.Generator().manual_seed(0))
     for init in (first, last):

@@ -27,10 +27,10 @@ def test_shuffled_masks_are_the_policys_own_as_often(digits_world, policy_masks)
 
 
 def test_random_masks_cost_what_the_policys_do(digits_world, policy_masks):
-    costs = digits_world.pathways.costs()
-    wanted = (policy_masks.tensors["masks"].double() @ costs).mean()
+    costs = digits_world.pathways.costs
+    wanted = costs(policy_masks.tensors["masks"]).mean()
     masks = drawn("random", digits_world, policy_masks, draws=200)
-    assert (masks.double() @ costs).mean() == pytest.approx(float(wanted), abs=0.02)
+    assert costs(masks).mean() == pytest.approx(float(wanted), abs=0.02)
     assert masks.float().mean(0).std() < 0.03  # every bit with the same probability
 
 

@@ -158,7 +158,7 @@ def test_the_threshold_is_the_best_on_val_users(world, score, cost_weight):
 
     def reward(t):
         masks = known >= t
-        return (table[np.arange(len(val)), masks @ bits] - cost_weight * masks @ oracle.costs).mean()
+        return (table[np.arange(len(val)), masks @ bits] - cost_weight * oracle.costs.of(masks)).mean()
 
     tried = [reward(t * (1 - 1e-4)) for t in np.quantile(known, np.linspace(0, 1, 32))]
     assert reward(threshold) == pytest.approx(max([*tried, reward(np.inf)]))
@@ -379,7 +379,7 @@ def test_a_search_keeps_the_mask_that_its_validation_examples_reward_most(world,
     fitted = method.fit(world, cost_weight)
     support, validation = world.group("val", "support").batch, world.group("val", "validation").batch
     found = method.personalise(world, fitted, shown_to(method, world), cost_weight)
-    costs = world.pathways.costs()
+    costs = world.pathways.costs.alone
 
     def rewards(masks):
         weights = adapt(world.pathways, world.init, support, masks)
@@ -402,7 +402,7 @@ def test_of_equally_good_masks_a_search_keeps_the_cheapest(world, monkeypatch):
     masks = torch.from_numpy(all_masks(P)[:0:-1].copy())  # all on first, all off left out
     method = make_method("validation_search")
     found = method.personalise(world, Fitted({"masks": masks}), shown_to(method, world), 0.0)
-    cheapest = masks[(masks * world.pathways.costs()).sum(1).argmin()]
+    cheapest = masks[(masks * world.pathways.costs.alone).sum(1).argmin()]
     assert torch.equal((found.masks * world.pathways.sizes).sum(1), (cheapest * world.pathways.sizes).sum().expand(4))
 
 

@@ -114,7 +114,7 @@ def test_a_mask_under_which_adaptation_diverges_is_worth_nothing(side_world, sho
     monkeypatch.setattr(searches, "adapt", diverging)
     trials = Trials(side_world, shown, 0.5, 0)
     mask = np.tile(np.arange(P) == P - 1, (4, 1))
-    np.testing.assert_allclose(trials(np.arange(4), mask), -0.5 * trials.costs[-1])
+    np.testing.assert_allclose(trials(np.arange(4), mask), -0.5 * trials.costs.alone[-1].item())
 
 
 # What is spent.

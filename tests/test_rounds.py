@@ -96,7 +96,7 @@ def test_changes_of_mask_and_gradient_steps_are_counted_per_user(scenario):
     found = figures(scenario, plans, 0.5)
     assert found.changed.tolist() == [0, 1, 1, 0, 0, 0]
     assert found.steps.tolist() == [6, 3, 6, 0, 0, 0]
-    np.testing.assert_allclose(found.cost, plans[:, -1] @ scenario.oracle.costs)
+    np.testing.assert_allclose(found.cost, scenario.oracle.costs.of(plans[:, -1]))
     np.testing.assert_allclose(found.reward, found.accuracy - 0.5 * found.cost)
 
 

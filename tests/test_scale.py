@@ -50,7 +50,7 @@ def many(monkeypatch):
 # Bounded memory
 
 
-@pytest.fixture(scope="module", params=["inline", "side"])
+@pytest.fixture(scope="module", params=["inline", "lora", "side"])
 def either(request, model):
     return make_pathways(request.param, model, rank=4)
 

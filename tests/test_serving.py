@@ -33,7 +33,7 @@ class BySign:
 RULES = Rules("uniform:0:0.3")
 
 
-@pytest.fixture(scope="module", params=["inline", "side"])
+@pytest.fixture(scope="module", params=["inline", "lora", "side"])
 def scenario(request):
     return worlds.digits(request.param).scenario
 

@@ -293,6 +293,14 @@ class Prepared:
             self._table = self._with_offset(self._features(self.population.items, "items"))
         return self._table
 
+    def fitting(self) -> tuple[Frozen, Tensor, Tensor]:
+        """What the population model was fitted on: a table, and places ``[M]`` in it with their labels ``[M]``."""
+        fitting = self.population.fitting
+        assert fitting is not None
+        if self.population.items is not None:
+            return self.table, fitting.inputs, fitting.labels
+        return self._features(TensorItems(fitting.inputs), "fitting"), torch.arange(len(fitting)), fitting.labels
+
     def _features(self, items: Items, what: str) -> Frozen:
         backbone, before = self.pathways.model.backbone, self.pathways.model.backbone.truncated
         if not (self.pathways.pooled and self.folder):
@@ -300,6 +308,8 @@ class Prepared:
             self._remark(backbone.truncated - before, what)
             return table
         facts = {"placement": type(self.pathways).__name__, "version": 2}
+        if self.pathways.exits:
+            facts["gates"] = self.pathways.gates
         key = cache_key(model=self.pathways.model.backbone_fingerprint(), items=items.fingerprint(), **facts)
         path = self.folder / f"features-{key}"
         if exists(path):

@@ -57,8 +57,8 @@ class ValidationSearch(Chooser):
     def choose(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Tensor:
         """See :meth:`Chooser.choose`."""
         support, validation = _parts(shown)
-        masks, costs = fitted.tensors["masks"], world.pathways.costs()
-        rewards = _accuracies(world, masks, support, validation) - (cost_weight + 1e-9) * (masks.double() @ costs)
+        masks, costs = fitted.tensors["masks"], world.pathways.costs
+        rewards = _accuracies(world, masks, support, validation) - (cost_weight + 1e-9) * costs(masks)
         return masks[rewards.argmax(1)]
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:

@@ -148,7 +148,8 @@ class Unchanged(Predictor):
     """The population model for each of U users."""
 
     def __init__(self, world: World, users: int) -> None:
-        self.model, self.masks = world.model, torch.zeros(users, world.pathways.num_pathways, dtype=torch.bool)
+        none = torch.zeros(users, world.pathways.num_pathways, dtype=torch.bool)
+        self.model, self.masks = world.model, world.pathways.executed(none)
 
     def logits(self, asked: Group) -> Tensor:
         """See :meth:`Predictor.logits`."""

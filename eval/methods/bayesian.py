@@ -60,7 +60,7 @@ class _Study:
 
         self._trials, self._user = trials, user
         bit = CategoricalDistribution((False, True))
-        self._bits: dict[str, BaseDistribution] = {f"{p}": bit for p in range(len(trials.costs))}
+        self._bits: dict[str, BaseDistribution] = {f"{p}": bit for p in range(trials.world.pathways.num_pathways)}
         seed = int(trials.draws[user].integers(2**31))
         self._study = create_study(direction="maximize", sampler=TPESampler(n_startup_trials=startup + 1, seed=seed))
         (off,) = trials.known[user].values()

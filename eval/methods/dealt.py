@@ -65,5 +65,5 @@ class RandomBits(Dealt):
 
     def drawn(self, world: World, masks: Tensor, draw: torch.Generator) -> Tensor:
         """See :meth:`Dealt.drawn`."""
-        probability = (masks.double() @ world.pathways.costs()).mean()  # as costs are shares of one
+        probability = world.pathways.costs.probability(float(world.pathways.costs(masks).mean()))
         return torch.rand(masks.shape[1], generator=draw, dtype=torch.float64) < probability

@@ -68,7 +68,7 @@ class Gumbel(Chooser):
         pathways, users = world.pathways, len(shown)
         learn, judge = _halves(shown)
         noise = torch.stack([self._noise(world, user) for user in shown.ids], 1)
-        price = self.penalty * cost_weight * torch.from_numpy(world.scenario.oracle.costs).float()
+        price, costs = self.penalty * cost_weight, world.scenario.oracle.costs
         switches = torch.zeros(users, pathways.num_pathways, requires_grad=True)
         optimiser = torch.optim.Adam([switches], lr=self.rate)
         weights = stacked(world.init, 2 * users)
@@ -76,7 +76,7 @@ class Gumbel(Chooser):
             gates = torch.sigmoid((switches + noise[step]) / self._temperature(step)).repeat(2, 1)
             weights = self._moved(world, learn, weights, gates.detach(), step)
             loss = user_loss(relaxed_logits(pathways, judge.batch.frozen, weights, gates), judge.batch)
-            expected = torch.sigmoid(switches) @ price
+            expected = price * costs(torch.sigmoid(switches)).float()
             optimiser.zero_grad()
             (loss.sum() / 2 + expected.sum()).backward()
             optimiser.step()

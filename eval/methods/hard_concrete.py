@@ -100,7 +100,7 @@ class HardConcrete(Chooser):
         """Log alpha at each rate of exchange, ``[R, P]``; all see the same users and the same noise."""
         generator = world.generator("hard_concrete")
         log_alpha = torch.zeros(len(EXCHANGE), world.pathways.num_pathways, requires_grad=True)
-        costs = torch.from_numpy(world.scenario.oracle.costs).float()
+        costs = world.scenario.oracle.costs
         price = cost_weight * torch.tensor(self._penalties)
         optimiser = torch.optim.Adam([log_alpha], lr=self.rate)
         everybody = len(world.scenario.users("train"))
@@ -108,7 +108,7 @@ class HardConcrete(Chooser):
             users = torch.randperm(everybody, generator=generator)[: self.users]
             noise = torch.rand(len(users), world.pathways.num_pathways, generator=generator)
             loss = _validation_loss(world, users, sampled(log_alpha[:, None], noise))
-            expected = open_probability(log_alpha) @ costs
+            expected = costs(open_probability(log_alpha)).float()
             optimiser.zero_grad()
             (loss + price * expected).sum().backward()
             optimiser.step()
@@ -130,5 +130,5 @@ def _best_on_val(world: World, masks: Tensor, cost_weight: float) -> tuple[int, 
     rewards = np.array(
         [oracle.evaluate(users, np.tile(mask, (len(users), 1)), "query").reward(cost_weight).mean() for mask in masks.numpy()]
     )
-    best = int((rewards - 1e-9 * (masks.numpy() @ oracle.costs)).argmax())
+    best = int((rewards - 1e-9 * oracle.costs.of(masks.numpy())).argmax())
     return best, float(rewards[best])

@@ -31,7 +31,7 @@ class PathwayPredictor(Predictor):
 
     def __init__(self, pathways: Pathways, weights: Weights, masks: Tensor, personal: Tensor, adaptations: int = 1) -> None:
         self.pathways, self.weights, self.personal = pathways, weights, personal
-        self.masks: Tensor = masks
+        self.masks: Tensor = pathways.executed(masks)
         self.adaptations = adaptations
 
     @torch.no_grad()

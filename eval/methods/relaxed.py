@@ -3,9 +3,10 @@
 Shapes: U users, N examples per user, P pathways, C classes.
 """
 
+import torch
 from torch import Tensor
 
-from backbones.pathways import Frozen, Pathways, Weights
+from backbones.pathways import Frozen, Pathways, Weights, population_logits
 
 
 def relaxed_logits(pathways: Pathways, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
@@ -26,4 +27,11 @@ def relaxed_logits(pathways: Pathways, frozen: Frozen, weights: Weights, gates: 
         for key in outputs.intersection(keys):
             gate = gates[:, p].view(-1, *[1] * (weights[key].dim() - 1))
             scaled[key] = weights[key] * gate
-    return pathways.logits(frozen, scaled, gates.detach() > 0)
+    on = gates.detach() > 0
+    logits, own = pathways.logits(frozen, scaled, on), pathways.readout
+    if own is None:
+        return logits
+    missing = torch.where(
+        on.any(1), gates[:, own] - on[:, own].float(), 0.0
+    )  # of the model's own readout, which has no weights
+    return logits + population_logits(pathways.model, frozen) * missing[:, None, None]

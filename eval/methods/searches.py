@@ -48,13 +48,13 @@ class Trials:
 
     def __init__(self, world: World, shown: Group, cost_weight: float, count: int) -> None:
         self.world, self.batch, self.cost_weight, self.count = world, shown.batch, cost_weight, count
-        self.costs = world.pathways.costs().numpy()
+        self.costs = world.pathways.costs
         self.draws = [_numpy(world, user, "mask search") for user in shown.ids]
         self.candidates = candidates(world)
         self.known: list[dict[bytes, float]] = [{} for _ in range(len(shown))]
         self._spare = [iter(draw.spawn(1)[0].permutation(self.candidates)) for draw in self.draws]
         self._bar = tqdm(total=len(shown) * count, desc="search for masks", unit="mask", leave=False, delay=3)
-        self(np.arange(len(shown)), np.zeros((len(shown), len(self.costs)), dtype=bool))
+        self(np.arange(len(shown)), np.zeros((len(shown), world.pathways.num_pathways), dtype=bool))
 
     def __call__(self, users: Users, masks: Plans) -> NDArray[np.float64]:
         """Rewards ``[B]`` of masks ``[B, P]`` for users (positions ``[B]``); nothing is tried twice."""
@@ -72,7 +72,7 @@ class Trials:
         gates = torch.from_numpy(masks)
         accuracy, loss = crossed(self.batch.rows(torch.from_numpy(users)), gates, self._fresh)
         right = torch.where(loss.isfinite(), accuracy, 0.0).double().numpy()
-        return right - self.cost_weight * (masks * self.costs).sum(1)
+        return right - self.cost_weight * self.costs.of(masks)
 
     def _fresh(self, fit: Batch, on: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
         pathways = self.world.pathways
@@ -181,4 +181,4 @@ class GreedySearch(MaskSearch):
     def search(self, trials: Trials) -> None:
         """See :meth:`MaskSearch.search`."""
         rng = cast(np.random.Generator, _EachTheirOwn(trials.draws))
-        greedy_forward(np.arange(len(trials.draws)), len(trials.costs), trials, trials.count, rng)
+        greedy_forward(np.arange(len(trials.draws)), trials.world.pathways.num_pathways, trials, trials.count, rng)

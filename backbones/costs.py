@@ -1,0 +1,80 @@
+"""What a mask costs, as a share of what it costs to have everything on. Shapes: P pathways, D stretches of the network."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+COSTS = ("parameters", "flops", "latency")
+"""Cost models by name: personal parameters switched on; or everything that runs, in multiply-adds or in milliseconds."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """C(m) / C(all_on): what pathways cost themselves, and the stretches of the network that are run for their sake.
+
+    Attributes:
+        own: ``[P]``, of each pathway that is on.
+        stretches: ``[D]``, of the parts of the network that a mask may leave out, in order of depth.
+        depth: ``[P]``, how many of these stretches a pathway needs.
+        fixed: of what always runs.
+        empty: what is added where nothing is on: then the whole bare model runs.
+    """
+
+    own: Tensor
+    stretches: Tensor
+    depth: Tensor
+    fixed: float = 0.0
+    empty: float = 0.0
+
+    @staticmethod
+    def of_pathways(own: Tensor | NDArray[np.float64]) -> "CostModel":
+        """Pathways that cost what they cost themselves and no more, ``[P]``."""
+        own = torch.as_tensor(own).double()
+        return CostModel(own, torch.zeros(0, dtype=torch.float64), torch.zeros(len(own), dtype=torch.int64))
+
+    def __call__(self, gates: Tensor) -> Tensor:
+        """Cost ``[...]`` of masks ``[..., P]``; of probabilities, the mean over masks of independent bits."""
+        on = gates.double()
+        cost = self.fixed + on @ self.own
+        for d, price in enumerate(self.stretches):  # run unless all that needs it is off
+            cost = cost + price * (1 - (1 - on[..., self.depth > d]).prod(-1))
+        return cost + self.empty * (1 - on).prod(-1) if self.empty else cost
+
+    def of(self, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The same for arrays."""
+        return self(torch.from_numpy(np.ascontiguousarray(masks))).numpy()
+
+    @property
+    def alone(self) -> Tensor:
+        """What it costs to have one pathway on and no other, ``[P]``."""
+        return self(torch.eye(len(self.own)))
+
+    def probability(self, cost: float) -> float:
+        """With which independent bits, each on with that probability, cost so much in the mean; 0..1."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if float(self(torch.full((len(self.own),), middle, dtype=torch.float64))) < cost:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+    def scaled(self) -> "CostModel":
+        """The same in shares of having everything on."""
+        whole = float(self(torch.ones(len(self.own))))
+        own, stretches = self.own / whole, self.stretches / whole
+        return CostModel(own, stretches, self.depth, self.fixed / whole, self.empty / whole)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as one flat dict, for saving and hashing."""
+        scalars = {"fixed": torch.tensor(self.fixed).double(), "empty": torch.tensor(self.empty).double()}
+        return {"own": self.own, "stretches": self.stretches, "depth": self.depth, **scalars}
+
+    @staticmethod
+    def from_tensors(found: dict[str, Tensor]) -> "CostModel":
+        """The inverse of :meth:`tensors`."""
+        return CostModel(found["own"], found["stretches"], found["depth"], float(found["fixed"]), float(found["empty"]))

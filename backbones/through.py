@@ -1,0 +1,120 @@
+"""What pathways have in common that change what the blocks behind them see.
+
+Shapes: U users, N examples per user, P pathways, R of the users who run, C classes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from backbones.base import Hidden
+from backbones.pathways import Frozen, Pathways, Weights, rows_of
+
+
+class ThroughPathways(Pathways):
+    """Abstract: pathways whose changes go through the rest of the network; the head adds ``features @ weight + bias``.
+
+    Users whose first active pathway is late join the batch there: nothing is computed twice and nothing below the first active
+    pathway is differentiated. Hidden states are kept channels last.
+    """
+
+    pooled = False
+
+    @abstractmethod
+    def _into(self, p: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+        """Bring running users' states ``[R, N, ...]`` from site p - 1 to where pathway p reads them."""
+
+    @abstractmethod
+    def _applied(
+        self,
+        p: int,
+        hidden: Tensor,
+        context: Mapping[str, Tensor],
+        users: Tensor,
+        weights: Weights,
+        gates: Tensor,
+        changes: Tensor | None,
+    ) -> Tensor:
+        """What the network has behind pathway p, of those users who have it on changed by it."""
+
+    def pool(self, pathway: int, frozen: Frozen) -> Tensor:
+        """See :meth:`Pathways.pool`."""
+        site = frozen.sites[pathway]
+        if pathway == self.num_pathways - 1:
+            return site
+        hidden = self._flat(site, frozen.context, torch.arange(len(site)))
+        return self.model.backbone.pool(hidden).unflatten(0, site.shape[:2])
+
+    def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
+        """See :meth:`Pathways.logits`."""
+        last = self.num_pathways - 1
+        first = torch.where(gates.any(1), gates.int().argmax(1), last)
+        order = first.argsort(stable=True)
+        starts = torch.bincount(first, minlength=last + 1).tolist()
+        running = torch.empty(0, dtype=torch.long)
+        hidden = None
+        for p in range(last):
+            if hidden is not None:
+                hidden = self._into(p, hidden, frozen.context, running)
+            if starts[p]:
+                joining = order[len(running) : len(running) + starts[p]]
+                running = torch.cat([running, joining])
+                joined = rows_of(frozen.sites[p], joining)
+                hidden = joined if hidden is None else torch.cat([hidden, joined])
+            if hidden is not None:
+                hidden = self._applied(p, hidden, frozen.context, running, weights, gates, changes)
+        features = rows_of(frozen.sites[last], order[len(running) :])
+        if hidden is not None:
+            features = torch.cat([self._readout(hidden, frozen.context, running), features])
+        logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
+        if frozen.offset is not None:  # before the head, whose change is relative to the logits as they are
+            logits = logits + rows_of(frozen.offset, order)
+        return rows_of(self._with_head(logits, features, order, weights, gates, changes), order.argsort())
+
+    def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
+        """See :meth:`Pathways.forward`. Users whose first pathways are off share nothing: each example runs once."""
+        backbone, shape, everybody = self.model.backbone, inputs.shape[:2], torch.arange(len(gates))
+        entered = backbone.stem(inputs.flatten(0, 1))
+        context = {name: value.unflatten(0, shape) for name, value in entered.context.items()}
+        hidden = entered.tensor.movedim(backbone.channel_axis, -1).unflatten(0, shape)
+        for p in range(self.num_pathways - 1):
+            hidden = self._into(p, hidden, context, everybody)
+            hidden = self._applied(p, hidden, context, everybody, weights, gates, None)
+        features = self._readout(hidden, context, everybody)
+        logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
+        return self._with_head(logits, features, everybody, weights, gates, None)
+
+    def _with_head(
+        self, logits: Tensor, features: Tensor, users: Tensor, weights: Weights, gates: Tensor, changes: Tensor | None
+    ) -> Tensor:
+        p = self.num_pathways - 1
+        rows = gates[users, p].nonzero()[:, 0]
+        if not len(rows):
+            return logits
+        return self._plus(p, logits, self._head(rows_of(features, rows), weights, users[rows]), rows, users, changes)
+
+    def _head(self, features: Tensor, weights: Weights, users: Tensor) -> Tensor:
+        bias, weight = (rows_of(weights[f"head.{part}"], users) for part in ("bias", "weight"))
+        return torch.baddbmm(bias[:, None], features, weight)
+
+    def _plus(self, p: int, base: Tensor, delta: Tensor, rows: Tensor, users: Tensor, changes: Tensor | None) -> Tensor:
+        """``base [R, N, ...]`` with ``delta`` added for some of its rows; by how much it changes them goes to ``changes``."""
+        if changes is not None:
+            before = rows_of(base, rows).detach().flatten(2).norm(dim=2)
+            changes[users[rows], :, p] = delta.detach().flatten(2).norm(dim=2) / before.clamp_min(1e-12)
+        return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta.to(base.dtype))
+
+    def _flat(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Hidden:
+        """``[R, N, ..., width]`` as the backbone wants it, ``[R * N, ...]`` with channels on their own axis."""
+        tensor = hidden.flatten(0, 1).movedim(-1, self.model.backbone.channel_axis)
+        return Hidden(tensor, {k: rows_of(v, users).flatten(0, 1) for k, v in context.items()})
+
+    def _block(self, index: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+        backbone = self.model.backbone
+        after = backbone.block(index, self._flat(hidden, context, users)).tensor
+        return after.movedim(backbone.channel_axis, -1).unflatten(0, hidden.shape[:2])
+
+    def _readout(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+        return self.model.backbone.readout(self._flat(hidden, context, users)).unflatten(0, hidden.shape[:2])
