@@ -134,6 +134,14 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} reads tensors, not a {type(raw).__name__}; choose another backbone.")
         return raw.float() / 255 if raw.dtype == torch.uint8 else raw
 
+    def origin(self, index: int, layer: str) -> str:
+        """The name of a block's layer in the model of another library that this backbone was made of.
+
+        Raises:
+            ValueError: where there is no such model.
+        """
+        raise ValueError(f"{type(self).__name__} is of no other library: {self.block_names[index]}.{layer} has no name there.")
+
     def settings(self) -> str:
         """Whatever outputs depend on besides the weights (where texts are cut off, say); part of every fingerprint."""
         return ""

@@ -22,6 +22,23 @@ BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert")
 SUPPORTED = (*BERT_LIKE, "distilbert")
 """Values of ``model_type`` in ``config.json``. The BERT-like ones name their sub-modules alike."""
 
+_ORIGINAL = {
+    "bert": {
+        "layers": "encoder.layer",
+        **{name: f"attention.self.{name}" for name in ("query", "key", "value")},
+        "output": "attention.output.dense",
+        "inner": "intermediate.dense",
+        "outer": "output.dense",
+    },
+    "distilbert": {
+        "layers": "transformer.layer",
+        **{name: f"attention.{name[0]}_lin" for name in ("query", "key", "value")},
+        "output": "attention.out_lin",
+        "inner": "ffn.lin1",
+        "outer": "ffn.lin2",
+    },
+}
+"""Where the layers of the blocks are in Hugging Face's models."""
 PADDING = -1
 REFERENCE_TOKENS = 32
 PIECE = 8
@@ -103,10 +120,15 @@ class TextBackbone(Backbone):
         self.reference_shape = (min(REFERENCE_TOKENS, self.max_length),)
         facts = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
         self.configuration = cache_key(config=json.loads(json.dumps(facts, default=str)))
+        self.original = _ORIGINAL["distilbert" if model.config.model_type == "distilbert" else "bert"]
         layers = _layers(model)
         self.blocks = nn.ModuleList([block for layer in layers for block in layer])
         self.block_names = tuple(f"layer{i}.{part}" for i in range(len(layers)) for part in ("attention", "ffn"))
         self.freeze()
+
+    def origin(self, index: int, layer: str) -> str:
+        """See :meth:`Backbone.origin`: the name in Hugging Face's model."""
+        return f"{self.original['layers']}.{index // 2}.{self.original[layer]}"
 
     def prepare(self, texts: Sequence[str]) -> Tensor:
         """Texts to token ids ``[N, L]`` int64, -1 where padded; L is that of the longest of these texts.

@@ -53,8 +53,13 @@ class CostModel:
         return self(torch.eye(len(self.own)))
 
     def probability(self, cost: float) -> float:
-        """With which independent bits, each on with that probability, cost so much in the mean; 0..1."""
-        low, high = 0.0, 1.0
+        """With which independent bits, each on with that probability, cost so much in the mean; 0..1.
+
+        The larger one of two, where rare bits cost more again because the whole bare model stands in for masks without any. If
+        no probability is as cheap, the cheapest.
+        """
+        grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        low, high = float(grid[self(grid[:, None].expand(-1, len(self.own))).argmin()]), 1.0
         for _ in range(60):
             middle = (low + high) / 2
             if float(self(torch.full((len(self.own),), middle, dtype=torch.float64))) < cost:

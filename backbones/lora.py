@@ -38,7 +38,9 @@ class Updates:
 class LoraPathways(ThroughPathways):
     """``W x + up(down(x))`` in place of ``W x``, for every dense layer and every convolution of a block.
 
-    ``down`` maps to r channels (with the layer's own kernel, stride and padding where it is a convolution), ``up`` back.
+    Where batch normalisation is folded into a convolution, the update is of the convolution before it: the numbers are those of
+    the original model. ``down`` maps to r channels (with the layer's own kernel, stride and padding where it is a
+    convolution), ``up`` back.
     Nothing is scaled: what other libraries call ``alpha / r`` is 1 here.
 
     Source: Hu et al. 2022, "LoRA"; convolutions as in PEFT; users side by side in batched products as in Chen et al. 2023,
@@ -202,4 +204,6 @@ def _of_conv(layer: nn.Conv2d, read: Tensor, down: Tensor, up: Tensor) -> Tensor
     inside = torch.nn.functional.conv2d(grouped, down.flatten(0, 1), None, layer.stride, layer.padding, layer.dilation, users)
     size = inside.shape[-2:]
     flat = inside.unflatten(1, (users, rank)).permute(1, 2, 0, 3, 4).flatten(2)
-    return torch.bmm(up, flat).unflatten(2, (-1, *size)).transpose(1, 2)
+    added = torch.bmm(up, flat).unflatten(2, (-1, *size)).transpose(1, 2)
+    scale = getattr(layer, "scale", None)  # of a batch normalisation that was folded into the layer
+    return added if scale is None else added * scale[:, None, None]

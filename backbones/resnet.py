@@ -111,6 +111,10 @@ class ResNetBackbone(Backbone):
         strides = "".join(str(m.stride[0]) for m in self.modules() if isinstance(m, nn.Conv2d))
         return f"strides={strides}{',official' if self.official else ''}"
 
+    def origin(self, index: int, layer: str) -> str:
+        """See :meth:`Backbone.origin`: torchvision's name."""
+        return f"{self.block_names[index]}.{layer}" if self.official else super().origin(index, layer)
+
     def stem(self, inputs: Tensor) -> Hidden:
         """Images ``[N, channels, H, W]`` to feature maps."""
         return Hidden(self.entry(inputs.contiguous(memory_format=torch.channels_last)))
@@ -202,5 +206,9 @@ def _fold_batch_norm(module: nn.Module) -> None:
     for conv, norm in pairs:
         first, second = getattr(module, conv), getattr(module, norm)
         if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-            setattr(module, conv, fuse_conv_bn_eval(first, second))
+            fused = fuse_conv_bn_eval(first, second)
+            assert second.running_var is not None
+            scale = second.weight / (second.running_var + second.eps).sqrt()
+            fused.register_buffer("scale", scale.detach(), persistent=False)  # of what is added to the convolution's output
+            setattr(module, conv, fused)
             setattr(module, norm, nn.Identity())

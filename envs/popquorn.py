@@ -91,8 +91,8 @@ class PopquornBertExitEnv(PathwaySelectionEnv):
     ## Arguments
 
     Those of :class:`envs.popquorn.PopquornBertEnv` and of :class:`envs.modelled.PersonalEnv`, with other defaults: ``gates``
-    (``"exit"``), ``cost`` (``"flops"``; or ``"latency"``, ``"parameters"``), ``shrink`` (False). ``render()`` shows in a shade of its own what a
-    mask leaves unrun.
+    (``"exit"``), ``cost`` (``"flops"``; or ``"latency"``, ``"parameters"``), ``shrink`` (False). ``render()`` shows in a shade
+    of its own what a mask leaves unrun.
 
     ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
     ``reward_accuracy``, ``reward_cost``.

@@ -23,6 +23,7 @@ from envs.rules import Rules
 from envs.scenario import Scenario
 from meta.inner import MetaInit, adapt
 from serving.examples import Shelf, batch_of, labelled, ready
+from serving.export import export_peft
 from serving.records import Adapter, Codec
 from serving.slots import Slots
 from serving.store import UnknownUserError, UserStore, check_id
@@ -330,6 +331,15 @@ class Personaliser:
         ]
         losses = [float(torch.nn.functional.cross_entropy(each, new.labels)) for each in logits]
         return losses[0] > losses[1]
+
+    def export(self, user: str, folder: str | Path) -> None:
+        """Write an enrolled user's adapter as a PEFT checkpoint, see :func:`serving.export.export_peft`.
+
+        Raises:
+            UnknownUserError: for somebody who is not enrolled. ValueError: for a placement that PEFT does not know.
+            FileExistsError: if the folder holds something already.
+        """
+        export_peft(self.pathways, self._adapter(user), folder)
 
     def forget(self, *users: str) -> int:
         """Erase users from disk and memory. Returns how many of them were enrolled; others are no error."""

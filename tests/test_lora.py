@@ -47,7 +47,8 @@ def merged(pathways, weights, gates, user):
         for inside in pathways.targets[p] if gates[user, p] else ():
             down, up = (weights[f"{name}.{inside}.{kind}"][user] for kind in ("down", "up"))
             layer = model.backbone.blocks[p].get_submodule(inside)
-            layer.weight.data += (up @ down.flatten(1)).view(layer.weight.shape)
+            scale = layer.scale if hasattr(layer, "scale") else torch.ones(len(up))
+            layer.weight.data += (scale[:, None] * up @ down.flatten(1)).view(layer.weight.shape)
     return model
 
 
@@ -147,6 +148,8 @@ def test_it_is_peft_with_the_same_numbers():
     weights, inputs = spread(pathways, 1), torch.rand(1, 4, 1, 8, 8)
     gates = torch.ones(1, pathways.num_pathways, dtype=torch.bool)
     gates[0, -1] = False
+    for layer in (m for m in model.modules() if hasattr(m, "scale")):
+        layer.scale.uniform_(0.5, 2.0)
     plain = copy.deepcopy(model)
     paths = {
         f"backbone.blocks.{p}.{inside}": f"{name}.{inside}"
@@ -157,7 +160,7 @@ def test_it_is_peft_with_the_same_numbers():
     for path, key in paths.items():
         layer = wrapped.base_model.model.get_submodule(path)
         layer.lora_A["default"].weight.data = weights[f"{key}.down"][0]
-        up = weights[f"{key}.up"][0]
+        up = weights[f"{key}.up"][0] * model.get_submodule(path).scale[:, None]
         layer.lora_B["default"].weight.data = up.view(*up.shape, *[1] * (layer.lora_B["default"].weight.dim() - 2))
     torch.testing.assert_close(pathways.forward(inputs, weights, gates)[0], wrapped(inputs[0]), rtol=1e-4, atol=1e-5)
 

@@ -84,6 +84,21 @@ def alternating(ways: Mapping[str, Way], repeats: int) -> dict[str, Spread]:
     return {name: Spread.of(values) for name, values in found.items()}
 
 
+def alternating_calls(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Spread]:
+    """Milliseconds of several calls, in turns as in :func:`alternating`; each is made once beforehand."""
+    names = list(calls)
+    for name in names:
+        calls[name]()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in tqdm(range(repeats), desc="measure calls", unit="repeat"):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            calls[name]()
+            found[name].append(1e3 * (time.perf_counter() - start))
+    return {name: Spread.of(values) for name, values in found.items()}
+
+
 def flops_of(call: Callable[[], object]) -> int:
     """Floating-point operations of one call: matrix products, convolutions and attention, forward and backward.
 
