@@ -12,6 +12,9 @@ from torch import Tensor
 from backbones.base import Hidden
 from backbones.pathways import Frozen, Pathways, Weights, Work, population_logits, rows_of
 
+GATHERED = 3
+"""How much dearer it is to copy a user's weights and to use them than to use them where they are."""
+
 
 class SidePathways(Pathways):
     """``logits + sum over active p of up_p(gelu(down_p(norm(h_p))))``, the user's head among them as ``norm(h) @ dW + db``.
@@ -100,8 +103,16 @@ class SidePathways(Pathways):
         for p in on:
             rows = gates[:, p].nonzero()[:, 0]
             mine = rows_of(read, rows)
-            said = self._base(mine) if p == self.readout else self._delta(p, mine, weights, users[rows])
+            said = self._base(mine) if p == self.readout else self._said(p, mine, weights, users[rows])
             logits.index_add_(0, rows, said.to(logits.dtype))
+
+    def _said(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
+        """As :meth:`_delta`. Copying many users' weights takes longer than to let all speak, the others about nothing."""
+        everybody = len(weights[self.keys[p][0]])
+        if GATHERED * len(users) < everybody or len(users) == everybody == 1:
+            return self._delta(p, read, weights, users)
+        wide = read.new_zeros(everybody, *read.shape[1:]).index_copy_(0, users, read)
+        return self._delta(p, wide, weights, torch.arange(everybody))[users]
 
     def _base(self, features: Tensor) -> Tensor:
         return torch.nn.functional.linear(features, self.model.weight, self.model.bias)

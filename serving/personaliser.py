@@ -98,7 +98,7 @@ class Personaliser:
         self.init: MetaInit = scenario.look.of.init
         self._codec, self._shelf = Codec(self.pathways, self.init, precision), Shelf(keep)
         self._slots = Slots(self.pathways, self.init, slots)
-        self._store = UserStore(store, self._identity(), megabytes)
+        self._store = UserStore(store, self.identity, megabytes)
         self._lock, self._choosing = threading.RLock(), threading.Lock()
         self._counts = dict.fromkeys(COUNTERS[:-1], 0)
 
@@ -114,7 +114,9 @@ class Personaliser:
         scenario = config.scenario(folder)
         return Personaliser(scenario, load_policy(folder / "policy", scenario)[0], config.rules, store, **settings)
 
-    def _identity(self) -> dict[str, str]:
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a store's users have in common: facts by name, see :class:`serving.store.UserStore`."""
         return {
             "model": self.pathways.model.fingerprint(),
             "meta-initialisation": hash_tensors(self.init.tensors()),
@@ -194,7 +196,7 @@ class Personaliser:
             packed = self._codec.pack(adapter)
         except FloatingPointError as error:
             raise FloatingPointError(f"user {user!r}: {error}") from error
-        return len(packed).to_bytes(4, "little") + packed + self._shelf.pack(examples)
+        return framed(packed, self._shelf.pack(examples))
 
     def _drop(self, users: Iterable[str]) -> None:
         """Whose record has changed is read anew. After the store: whoever loads a user meanwhile holds the lock for it."""
@@ -383,8 +385,13 @@ class Personaliser:
         self.close()
 
 
+def framed(adapter: bytes, examples: bytes = b"") -> bytes:
+    """A record as it is stored: an adapter and kept examples, each packed."""
+    return len(adapter).to_bytes(4, "little") + adapter + examples
+
+
 def _parts(record: bytes) -> tuple[bytes, bytes]:
-    """A record's adapter and its kept examples."""
+    """The inverse of :func:`framed`."""
     end = 4 + int.from_bytes(record[:4], "little")
     return record[4:end], record[end:]
 

@@ -16,10 +16,11 @@ from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit
 
 HEADER = struct.Struct("<dI")
-PRECISIONS = ("float16", "int8", "float32")
+PRECISIONS = ("float16", "int8", "int4", "float32")
 GROUP = 32
-"""Weights that share a scale in eight bits."""
-LARGEST = {"float16": 65504.0, "int8": 3.4e38, "float32": 3.4e38}
+"""Weights that share a scale where there are few bits."""
+LEVELS = {"int8": 127, "int4": 7}
+LARGEST = {"float16": 65504.0, "int8": 3e38, "int4": 3e38, "float32": 3.4e38}
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Codec:
     Args:
         pathways: they belong to.
         init: what weights that are not each user's own (ANIL: all but the head) are taken from.
-        precision: a name in :data:`PRECISIONS`: ``"float16"``; ``"int8"``, groups of :data:`GROUP` weights with a scale
-            each (little more than half the bytes, errors of up to 1/254 of a group's largest weight); ``"float32"``.
+        precision: a name in :data:`PRECISIONS`: ``"float16"``, ``"float32"``; or ``"int8"``, ``"int4"``: by how much weights
+            differ from the meta-initialisation, in groups of :data:`GROUP` with a scale each, half and a quarter of the bytes
+            and a little more, errors of up to 1/254 and 1/14 of a group's largest change.
 
     Raises:
         ValueError: for an unknown precision.
@@ -99,37 +101,63 @@ class Codec:
 
     def _bytes(self, key: str) -> int:
         size = self.init.weights[key].numel()
-        if self.precision == "int8":
-            return size + 4 * -(-size // GROUP)
-        return size * {"float16": 2, "float32": 4}[self.precision]
+        if self.precision not in LEVELS:
+            return size * {"float16": 2, "float32": 4}[self.precision]
+        return 2 * -(-size // GROUP) + (size if self.precision == "int8" else -(-size // 2))
 
     def _pack(self, key: str, weight: Tensor) -> bytes:
-        values = weight.detach().float().flatten().numpy()
+        few = self.precision in LEVELS
+        values = (weight.detach() - self.init.weights[key] if few else weight.detach()).float().flatten().numpy()
         if not np.abs(values).max(initial=0.0) <= LARGEST[self.precision]:  # also where it is NaN
             raise FloatingPointError(
                 f"the weights {key} are not finite or too large for {self.precision}; keep them as float32, or adapt with "
                 "lower rates."
             )
-        if self.precision != "int8":
-            return values.astype(self.precision).tobytes()
-        grouped = _in_groups(values)
-        scales = np.abs(grouped).max(1) / 127
-        rounded = np.rint(grouped / np.maximum(scales, np.finfo(np.float32).tiny)[:, None]).astype(np.int8)
-        return scales.tobytes() + rounded.reshape(-1)[: values.size].tobytes()
+        return self._quantised(values) if few else values.astype(self.precision).tobytes()
+
+    def _quantised(self, values: NDArray[np.float32]) -> bytes:
+        """Scales, then whole numbers."""
+        grouped, levels = _in_groups(values), LEVELS[self.precision]
+        scales = _shortened(np.abs(grouped).max(1) / levels)
+        steps = np.maximum(_lengthened(scales), np.finfo(np.float32).tiny)[:, None]
+        rounded = np.rint(grouped / steps).clip(-levels, levels).astype(np.int8).reshape(-1)[: values.size]
+        return scales.tobytes() + (rounded if self.precision == "int8" else _paired(rounded)).tobytes()
 
     def _unpack(self, key: str, record: bytes, start: int) -> Tensor:
-        shape = self.init.weights[key].shape
-        size = shape.numel()
-        if self.precision != "int8":
-            values = np.frombuffer(record, self.precision, size, start).astype(np.float32)
+        begin = self.init.weights[key]
+        size = begin.numel()
+        if self.precision not in LEVELS:
+            return torch.from_numpy(np.frombuffer(record, self.precision, size, start).astype(np.float32)).view(begin.shape)
+        groups = -(-size // GROUP)
+        scales, after = _lengthened(np.frombuffer(record, np.uint16, groups, start)), start + 2 * groups
+        if self.precision == "int8":
+            whole = np.frombuffer(record, np.int8, size, after)
         else:
-            groups = -(-size // GROUP)
-            scales = np.frombuffer(record, np.float32, groups, start)
-            whole = _in_groups(np.frombuffer(record, np.int8, size, start + 4 * groups).astype(np.float32))
-            values = (whole * scales[:, None]).reshape(-1)[:size]
-        return torch.from_numpy(values.copy()).view(shape)
+            whole = _parted(np.frombuffer(record, np.uint8, -(-size // 2), after), size)
+        changes = (_in_groups(whole.astype(np.float32)) * scales[:, None]).reshape(-1)[:size]
+        return begin.detach() + torch.from_numpy(changes).view(begin.shape)
 
 
 def _in_groups(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """``[groups, GROUP]``, padded with zeros."""
     return np.pad(values, (0, -len(values) % GROUP)).reshape(-1, GROUP)
+
+
+def _shortened(scales: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves (bfloat16), rounded up: however small, a scale is never too small for its group."""
+    return (scales.astype(np.float32).view(np.uint32).astype(np.uint64) + 0xFFFF >> 16).astype(np.uint16)
+
+
+def _lengthened(scales: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (scales.astype(np.uint32) << 16).view(np.float32)
+
+
+def _paired(whole: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Numbers of -7 to 7, two to a byte."""
+    halves = np.pad(whole + 8, (0, len(whole) % 2)).astype(np.uint8).reshape(-1, 2)
+    return (halves[:, 0] | halves[:, 1] << 4).astype(np.uint8)
+
+
+def _parted(pairs: NDArray[np.uint8], size: int) -> NDArray[np.int8]:
+    """The inverse of :func:`_paired`."""
+    return np.stack([pairs & 15, pairs >> 4], 1).reshape(-1)[:size].astype(np.int8) - 8

@@ -1,8 +1,10 @@
-"""What a step of the environments costs: ``python -m eval.bench env``, ``masks`` or ``scale``.
+"""What a step of the environments and what serving costs: ``python -m eval.bench env``, ``masks``, ``scale`` or ``serving``.
 
 ``env``: steps per second and time to a trained policy, against PEFT the usual way and against our own way one user at a
 time (needs the extra ``bench``). ``masks``: operations of a batched adaptation against what is on. ``scale``: cost per step
-and memory from 100 to 100,000 users. Each prints its tables; ``--write`` puts them into a page.
+and memory from 100 to 100,000 users. ``serving``: trained runs that may end inference early against the bare model
+(``--runs``), users on disk and in memory (``--stored``), many users' low-rank updates in one batch against PEFT (needs the
+extras ``bench`` and ``offline-text``). Each prints its tables; ``--write`` puts them into a page.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from eval.bench.masks import masks_table, measure_masks
 from eval.bench.scale import measure_scale, scale_table
 from eval.headline import write_between_markers
 
-SECTIONS = ("env", "masks", "scale")
+SECTIONS = ("env", "masks", "scale", "serving")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,18 +34,48 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("section", choices=SECTIONS, help="what is measured")
     parser.add_argument("--data-root", type=Path, help="env: folder of the data sets, for popquorn (default: $DSA_DATA_ROOT)")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="serving: runs whose gates may exit")
+    parser.add_argument("--stored", type=Path, help="serving: a run whose users are stored")
+    parser.add_argument("--users", type=int, default=1_000_000, help="serving: in the largest store (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--write", type=Path, help="page with the section's markers to write the tables into")
     return parser.parse_args(arguments)
 
 
-def measured(section: str, data_root: Path | None = None) -> tuple[Any, str]:
+def measured_serving(runs: list[Path], run: Path | None, users: int) -> tuple[Any, str]:
+    """The section ``serving``: those of its parts for which runs are given, and the one that needs none.
+
+    Raises:
+        ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run.
+    """
+    if find_spec("peft") is None:
+        raise ImportError("its rivals need PEFT: pip install 'dynamic-sparse-adapters[bench]'.")
+    from eval.bench.exits import exits_table, measure_exits
+    from eval.bench.many_loras import loras_table, measure_loras
+    from eval.bench.residents import measure_residents, residents_table
+    from eval.bench.stored import measure_stored, stored_table
+
+    found: dict[str, Any] = {"exits": measure_exits(runs)} if runs else {}
+    texts = [f"{machine()}."] + ([f"### Masks that end early\n\n{exits_table(found['exits'])}"] if runs else [])
+    found["loras"] = measure_loras()
+    texts.append(f"### Many users in one batch\n\n{loras_table(found['loras'])}")
+    if run is not None:
+        found["stored"], found["residents"] = measure_stored(run, (min(1_000, users), users)), measure_residents(run)
+        tables = f"{stored_table(found['stored'])}\n\n{residents_table(found['residents'])}"
+        texts.append(f"### Users on disk and in memory\n\n{tables}")
+    return found, "\n\n".join(texts)
+
+
+def measured(args: argparse.Namespace) -> tuple[Any, str]:
     """One section's figures, JSON-able, and its text.
 
     Raises:
         ImportError: without PEFT, which the usual way needs.
     """
+    section, data_root = args.section, args.data_root
+    if section == "serving":
+        return measured_serving(args.runs, args.stored, args.users)
     if section == "masks":
         by_placement = measure_masks()
         return by_placement, f"{machine()}.\n\n{masks_table(by_placement)}"
@@ -59,6 +91,12 @@ def measured(section: str, data_root: Path | None = None) -> tuple[Any, str]:
     return found, env_table(found)
 
 
+def _told(args: argparse.Namespace) -> list[str]:
+    """The arguments that the figures depend on."""
+    runs = [*(["--runs", *map(str, args.runs)] if args.runs else []), *(["--stored", str(args.stored)] if args.stored else [])]
+    return [args.section, *runs]
+
+
 def markers(section: str) -> tuple[str, str]:
     """The lines of a page between which a section's tables go."""
     return f"<!-- bench {section}: begin -->", f"<!-- bench {section}: end -->"
@@ -69,8 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
     try:
-        found, text = measured(args.section, args.data_root)
-        text = f"{text}\n\nWritten by `{shlex.join(['python', '-m', 'eval.bench', args.section])}`."
+        found, text = measured(args)
+        text = f"{text}\n\nWritten by `{shlex.join(['python', '-m', 'eval.bench', *_told(args)])}`."
         print(text)
         if args.json:
             write_atomically(args.json, json.dumps(found, indent=1).encode())
