@@ -232,7 +232,8 @@ def modelled_scenario(
     look = Observed(live.data, embedder, statistics, lazy={*splits} < {*SPLITS})
     observed = look.arrays
     query_of = ~np.isin(np.arange(len(population.users)), np.array(population.indices("train")))
-    cached = _cached(live, query_of, fingerprint, folder)
+    answers = _key({name: what for name, what in made_of.items() if name != "cost"}) if made_of else fingerprint
+    cached = _cached(live, query_of, answers, folder)
 
     def personalise(user: int, choose: Choose) -> Weights:
         one = fresh_support(pathways, population, population.users[user])

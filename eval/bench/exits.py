@@ -19,6 +19,8 @@ from eval.bench.clock import Spread, alternating_calls
 
 BATCH = 64
 BARE, ALL_ON = "bare", "all_on"
+WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+"""Cost weights that are shown, of those that a policy was trained for."""
 SUCH = "dsa/UnipenResNetExit-v0"
 Runs = list[dict[str, Any]]
 
@@ -46,7 +48,7 @@ def measure_exit(folder: Path, repeats: int) -> dict[str, Any]:
     policy, _ = load_policy(folder / "policy", scenario)
     every = np.ones((len(users), len(scenario.pathways)), dtype=bool)
     masks = {BARE: scenario.executed(~every), ALL_ON: every}
-    for weight in trained.reported():
+    for weight in [w for w in WEIGHTS if trained.low <= w <= trained.high] or trained.reported():
         own = choose_masks(policy, scenario, users, weight if trained.varies else None, config.rules)
         static = best_static(scenario, weight, config.seed)
         masks |= {f"policy, {weight:g}": own, f"best_static, {weight:g}": scenario.executed(np.tile(static, (len(users), 1)))}

@@ -1,0 +1,163 @@
+"""The benchmark of serving, in miniature: what it compares is the same, and what it reports is what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from agents import train_ppo
+from agents.run import RunConfig
+from backbones.bert import TextBackbone
+from envs import MINIATURES
+from eval.bench import exits, many_loras, residents, stored
+from eval.bench.__main__ import main
+from serving.records import PRECISIONS
+from tests.test_bert import make_model, make_tokenizer
+
+pytest.importorskip("peft")
+
+QUIET = ["--no-progress", "--num-threads", "1"]
+
+
+def trained(env, folder, *arguments):
+    small = [word for name, value in MINIATURES[env].items() for word in ("--env-kwargs", f"{name}:{json.dumps(value)}")]
+    quick = ["-n", "128", "--eval-freq", "64", "-P", "search:false", "-P", "n_envs:16", "-P", "batch_size:64"]
+    train_ppo.main(["--env", env, *quick, *arguments, *small, "-f", str(folder), *QUIET])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exit_run(real_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "exit"
+    return trained("dsa/UnipenResNetExit-v0", folder, "--cost-weight", "uniform:0:0.3")
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    return trained("dsa/DigitsResNet-v0", tmp_path_factory.mktemp("runs") / "plain")
+
+
+@pytest.fixture(scope="module")
+def row(exit_run):
+    return exits.measure_exit(exit_run, 2)
+
+
+def test_a_run_that_may_exit_is_shown_at_every_cost_weight(row, exit_run):
+    ways = row["ways"]
+    weights = [f"{kind}, {weight:g}" for weight in exits.WEIGHTS for kind in ("policy", "best_static")]
+    assert [*ways] == ["bare", "all_on", *weights]
+    assert ways["all_on"]["cost"] == pytest.approx(1)
+    assert ways["bare"]["less"]["bare"]["mean"] == 0
+    config = RunConfig.load(exit_run)
+    scenario = config.scenario(exit_run)
+    users = scenario.users("test")
+    none = np.zeros((len(users), len(scenario.pathways)), dtype=bool)
+    assert ways["bare"]["accuracy"] == pytest.approx(scenario.oracle.evaluate(users, none, "query").accuracy.mean())
+    assert all(way["milliseconds"]["median"] > 0 for way in ways.values())
+    json.dumps(row)
+
+
+def test_its_table_gives_speed_as_a_ratio_to_the_bare_model(row):
+    slow = json.loads(json.dumps(row))
+    slow["ways"]["policy, 0.1"]["milliseconds"] = {"median": 5.0, "least": 4.0, "most": 6.0}
+    slow["ways"]["bare"]["milliseconds"] = {"median": 10.0, "least": 9.0, "most": 12.0}
+    text = exits.exits_table([slow])
+    assert "| UnipenResNetExit-v0, seed 0 | bare |" in text
+    line = next(line for line in text.splitlines() if "policy, 0.1 " in line)
+    assert line.endswith("| 5.0 (4.0 - 6.0) | 2.00 |")
+
+
+def test_a_run_that_cannot_exit_is_refused(plain_run):
+    with pytest.raises(ValueError, match="masks run the whole network"):
+        exits.measure_exits([plain_run])
+
+
+def test_what_is_timed_are_the_same_answers(exit_run):
+    config = RunConfig.load(exit_run)
+    scenario = config.scenario(exit_run)
+    every = np.ones((len(scenario.users("test")), len(scenario.pathways)), dtype=bool)
+    calls = exits._calls(scenario, {"bare": scenario.executed(~every), "off again": scenario.executed(~every), "all_on": every})
+    bare, served, on = calls["bare"](), calls["off again"]()[:, 0], calls["all_on"]()[:, 0]
+    torch.testing.assert_close(bare, served, rtol=1e-4, atol=1e-5)
+    assert (on - bare).abs().max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return TextBackbone(make_model("bert"), make_tokenizer())
+
+
+def test_many_users_updates_are_compared_with_pefts_on_the_same_numbers(encoder):
+    found = many_loras.measure_loras(5, 2, encoder)
+    assert [*found["milliseconds"]] == ["ours", "one user", "bare", "peft adapter_names", "peft set_adapter"]
+    text = many_loras.loras_table(found)
+    assert "5 different users" in text and text.count("| 1 / ") == 2
+
+
+def test_another_answer_of_the_rival_stops_the_comparison(encoder, monkeypatch):
+    usual = many_loras.with_adapters
+
+    def wrong(model, pathways, weights):
+        return usual(model, pathways, {key: w + 0.5 for key, w in weights.items()})
+
+    monkeypatch.setattr(many_loras, "with_adapters", wrong)
+    with pytest.raises(RuntimeError, match="answers otherwise"):
+        many_loras.measure_loras(3, 1, encoder)
+
+
+@pytest.fixture(scope="module")
+def on_disk(plain_run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "choose_masks", some_masks)  # a policy that has hardly learned may have nothing on
+        return stored.measure_stored(plain_run, (50, 200))
+
+
+def some_masks(policy, scenario, users, weight, rules):
+    return np.random.default_rng(0).random((len(users), len(scenario.pathways))) < 0.5
+
+
+def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
+    monkeypatch.setattr(stored, "choose_masks", some_masks)
+    assert [*on_disk["precisions"]] == [*PRECISIONS]
+    each = {name: one["bytes"] for name, one in on_disk["precisions"].items()}
+    assert each["float32"] > each["float16"] > each["int8"] > each["int4"]
+    assert [one["users"] for one in on_disk["stores"]] == [50, 200]
+    for one in on_disk["stores"]:
+        assert one["bytes_per_user"] >= each["int4"]
+        assert 0 < one["read"]["median"] <= one["read"]["p99"]
+    config = RunConfig.load(plain_run)
+    scenario = config.scenario(plain_run)
+    adapters, gates = stored.adapters_of(plain_run, config, scenario)
+    outcome = scenario.oracle.evaluate(scenario.users("test"), gates.numpy(), "query")
+    assert on_disk["precisions"]["float32"]["accuracy"] == pytest.approx(outcome.accuracy.mean())
+    assert len(adapters) == len(scenario.users("test"))
+    assert "| PEFT checkpoint |" in stored.stored_table(on_disk)
+
+
+def test_who_is_not_resident_is_answered_all_the_same(plain_run, monkeypatch):
+    monkeypatch.setattr(residents, "SLOTS", 8)
+    found = residents.measure_residents(plain_run, 2)
+    assert [*found] == ["uniform", "zipf"]
+    assert "| zipf |" in residents.residents_table(found)
+
+
+def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(many_loras, "measure_loras", dict)
+    monkeypatch.setattr(residents, "measure_residents", lambda run: {})
+    monkeypatch.setattr(many_loras, "loras_table", lambda found: "loras here")
+    monkeypatch.setattr(residents, "residents_table", lambda found: "residents here")
+    monkeypatch.setattr(exits, "measure_exits", lambda runs: [str(run) for run in runs])
+    monkeypatch.setattr(exits, "exits_table", lambda runs: f"exits of {len(runs)}")
+    monkeypatch.setattr(stored, "measure_stored", lambda run, sizes: {"sizes": list(sizes)})
+    monkeypatch.setattr(stored, "stored_table", lambda found: f"stored {found['sizes']}")
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- bench serving: begin -->\nold\n<!-- bench serving: end -->\nb\n")
+    arguments = ["--runs", str(exit_run), "--stored", str(plain_run), "--users", "300", "--num-threads", "1"]
+    main(["serving", *arguments, "--write", str(page), "--json", str(tmp_path / "out.json")])
+    text = page.read_text()
+    for words in ("exits of 1", "loras here", "stored [300, 300]", "residents here", "python -m eval.bench serving --runs"):
+        assert words in text
+    assert "old" not in text
+    assert json.loads((tmp_path / "out.json").read_text())["stored"] == {"sizes": [300, 300]}
