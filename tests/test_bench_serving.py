@@ -10,7 +10,7 @@ from agents import train_ppo
 from agents.run import RunConfig
 from backbones.bert import TextBackbone
 from envs import MINIATURES
-from eval.bench import exits, many_loras, residents, stored
+from eval.bench import changed, exits, many_loras, residents, stored
 from eval.bench.__main__ import main
 from serving.records import PRECISIONS
 from tests.test_bert import make_model, make_tokenizer
@@ -143,21 +143,54 @@ def test_who_is_not_resident_is_answered_all_the_same(plain_run, monkeypatch):
     assert "| zipf |" in residents.residents_table(found)
 
 
+def test_users_who_change_are_updated_and_compared(plain_run, monkeypatch):
+    monkeypatch.setattr(changed, "_without_shift", lambda users: users[0].query)  # of so few, nobody is without
+    found = changed.measure_changed(plain_run)
+    assert [*found["changed"]] == [*found["unshifted"]] == ["kept", "update", "afresh", "bare"]
+    assert found["update_less"]["afresh"][0] == pytest.approx(found["changed"]["update"] - found["changed"]["afresh"])
+    assert "update less afresh" in changed.changed_table(found)
+
+
+def test_users_without_shifts_cannot_change(exit_run):
+    with pytest.raises(ValueError, match="users have no shifts"):
+        changed.measure_changed(exit_run)
+
+
 def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch):
     monkeypatch.setattr(many_loras, "measure_loras", dict)
     monkeypatch.setattr(residents, "measure_residents", lambda run: {})
     monkeypatch.setattr(many_loras, "loras_table", lambda found: "loras here")
     monkeypatch.setattr(residents, "residents_table", lambda found: "residents here")
+    monkeypatch.setattr(changed, "measure_changed", lambda run: {})
+    monkeypatch.setattr(changed, "changed_table", lambda found: "changed here")
     monkeypatch.setattr(exits, "measure_exits", lambda runs: [str(run) for run in runs])
     monkeypatch.setattr(exits, "exits_table", lambda runs: f"exits of {len(runs)}")
     monkeypatch.setattr(stored, "measure_stored", lambda run, sizes: {"sizes": list(sizes)})
     monkeypatch.setattr(stored, "stored_table", lambda found: f"stored {found['sizes']}")
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- bench serving: begin -->\nold\n<!-- bench serving: end -->\nb\n")
-    arguments = ["--runs", str(exit_run), "--stored", str(plain_run), "--users", "300", "--num-threads", "1"]
+    arguments = [
+        "--runs",
+        str(exit_run),
+        "--stored",
+        str(plain_run),
+        "--changed",
+        str(plain_run),
+        "--users",
+        "300",
+        "--num-threads",
+        "1",
+    ]
     main(["serving", *arguments, "--write", str(page), "--json", str(tmp_path / "out.json")])
     text = page.read_text()
-    for words in ("exits of 1", "loras here", "stored [300, 300]", "residents here", "python -m eval.bench serving --runs"):
+    for words in (
+        "exits of 1",
+        "loras here",
+        "stored [300, 300]",
+        "residents here",
+        "changed here",
+        "python -m eval.bench serving --runs",
+    ):
         assert words in text
     assert "old" not in text
     assert json.loads((tmp_path / "out.json").read_text())["stored"] == {"sizes": [300, 300]}

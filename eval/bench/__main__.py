@@ -3,8 +3,9 @@
 ``env``: steps per second and time to a trained policy, against PEFT the usual way and against our own way one user at a
 time (needs the extra ``bench``). ``masks``: operations of a batched adaptation against what is on. ``scale``: cost per step
 and memory from 100 to 100,000 users. ``serving``: trained runs that may end inference early against the bare model
-(``--runs``), users on disk and in memory (``--stored``), many users' low-rank updates in one batch against PEFT (needs the
-extras ``bench`` and ``offline-text``). Each prints its tables; ``--write`` puts them into a page.
+(``--runs``), users on disk and in memory (``--stored``), users who change (``--changed``), many users' low-rank updates in
+one batch against PEFT (needs the extras ``bench`` and ``offline-text``). Each prints its tables; ``--write`` puts them into
+a page.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, help="env: folder of the data sets, for popquorn (default: $DSA_DATA_ROOT)")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="serving: runs whose gates may exit")
     parser.add_argument("--stored", type=Path, help="serving: a run whose users are stored")
+    parser.add_argument("--changed", type=Path, help="serving: a run whose users' shifts change")
     parser.add_argument("--users", type=int, default=1_000_000, help="serving: in the largest store (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -43,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measured_serving(runs: list[Path], run: Path | None, users: int) -> tuple[Any, str]:
+def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
     """The section ``serving``: those of its parts for which runs are given, and the one that needs none.
 
     Raises:
@@ -51,20 +53,27 @@ def measured_serving(runs: list[Path], run: Path | None, users: int) -> tuple[An
     """
     if find_spec("peft") is None:
         raise ImportError("its rivals need PEFT: pip install 'dynamic-sparse-adapters[bench]'.")
+    from eval.bench.changed import changed_table, measure_changed
     from eval.bench.exits import exits_table, measure_exits
     from eval.bench.many_loras import loras_table, measure_loras
     from eval.bench.residents import measure_residents, residents_table
     from eval.bench.stored import measure_stored, stored_table
 
-    found: dict[str, Any] = {"exits": measure_exits(runs)} if runs else {}
-    texts = [f"{machine()}."] + ([f"### Masks that end early\n\n{exits_table(found['exits'])}"] if runs else [])
+    found: dict[str, Any] = {}
+    parts = {"": f"{machine()}."}
+    if args.runs:
+        found["exits"] = measure_exits(args.runs)
+        parts["Masks that end early"] = exits_table(found["exits"])
     found["loras"] = measure_loras()
-    texts.append(f"### Many users in one batch\n\n{loras_table(found['loras'])}")
-    if run is not None:
-        found["stored"], found["residents"] = measure_stored(run, (min(1_000, users), users)), measure_residents(run)
-        tables = f"{stored_table(found['stored'])}\n\n{residents_table(found['residents'])}"
-        texts.append(f"### Users on disk and in memory\n\n{tables}")
-    return found, "\n\n".join(texts)
+    parts["Many users in one batch"] = loras_table(found["loras"])
+    if args.stored:
+        found["stored"] = measure_stored(args.stored, (min(1_000, args.users), args.users))
+        found["residents"] = measure_residents(args.stored)
+        parts["Users on disk and in memory"] = f"{stored_table(found['stored'])}\n\n{residents_table(found['residents'])}"
+    if args.changed:
+        found["changed"] = measure_changed(args.changed)
+        parts["Users who change"] = changed_table(found["changed"])
+    return found, "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts.items())
 
 
 def measured(args: argparse.Namespace) -> tuple[Any, str]:
@@ -75,7 +84,7 @@ def measured(args: argparse.Namespace) -> tuple[Any, str]:
     """
     section, data_root = args.section, args.data_root
     if section == "serving":
-        return measured_serving(args.runs, args.stored, args.users)
+        return measured_serving(args)
     if section == "masks":
         by_placement = measure_masks()
         return by_placement, f"{machine()}.\n\n{masks_table(by_placement)}"
@@ -93,7 +102,9 @@ def measured(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _told(args: argparse.Namespace) -> list[str]:
     """The arguments that the figures depend on."""
-    runs = [*(["--runs", *map(str, args.runs)] if args.runs else []), *(["--stored", str(args.stored)] if args.stored else [])]
+    runs = ["--runs", *map(str, args.runs)] if args.runs else []
+    for name in ("stored", "changed"):
+        runs += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
     return [args.section, *runs]
 
 

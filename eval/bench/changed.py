@@ -1,0 +1,127 @@
+"""Users who change: somebody's images come through another shift from one day to the next, and ten of them are labelled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from agents.bootstrap import Interval, paired_difference
+from agents.run import RunConfig
+from serving.personaliser import Personaliser
+from users.base import Examples, User
+
+NEW, KEPT, USUAL = 10, 20, 400
+"""New examples of a user, earlier ones that are kept, and examples without any shift that everybody is asked about."""
+
+
+def measure_changed(folder: Path) -> dict[str, Any]:
+    """Accuracy of changed test users, by what was done about it. JSON-able.
+
+    Every test user is enrolled on their own support and then becomes the next test user of other shifts: *kept* leaves their
+    adapter alone, *update* is given ten of the other's examples, *afresh* is somebody new who shows the same ten. All are asked
+    the other's query examples, and examples without any shift.
+
+    Raises:
+        FileNotFoundError: for a folder that is no run. ValueError: for a population without shifts.
+    """
+    config = RunConfig.load(folder)
+    scenario = config.scenario(folder)
+    population, weights = scenario.data.population, config.rules.weight.reported()
+    users, price = population.test, weights[len(weights) // 2]
+    if "shifts" not in users[0].info:
+        raise ValueError(f"{folder} is a run on {config.env}, whose users have no shifts: give one on dsa/DigitsResNet-v0.")
+    others = [_next_of_other_shifts(users, place) for place in range(len(users))]
+    asked = [other.query for other in others]
+    usual = _without_shift(users)
+    names = {way: [f"{way}-{user.user_id}" for user in users] for way in ("kept", "update", "afresh")}
+    with (
+        TemporaryDirectory(prefix="dsa-bench-") as scratch,
+        Personaliser.from_run(folder, Path(scratch) / "users.db", slots=3 * len(users), keep=KEPT) as served,
+    ):
+        for way in ("kept", "update"):
+            served.enroll_many({n: _raw(u.support) for n, u in zip(names[way], users, strict=True)}, price)
+        for name, other in zip(tqdm(names["update"], desc="users who change", unit="user"), others, strict=True):
+            served.update(name, *_raw(other.support, NEW))
+        served.enroll_many({n: _raw(o.support, NEW) for n, o in zip(names["afresh"], others, strict=True)}, price)
+        model = scenario.data.pathways.model
+        found = {way: _accuracies(served, names[way], asked) for way in names}
+        clean = {way: _accuracies(served, names[way], [usual] * len(users)) for way in names}
+        found["bare"] = np.array([_accuracy(_logits(model, each), each.labels) for each in asked])
+        clean["bare"] = np.full(len(users), _accuracy(_logits(model, usual), usual.labels))
+    less = {rival: paired_difference([found["update"]], [found[rival]]) for rival in ("afresh", "kept", "bare")}
+    apart = paired_difference([clean["update"]], [clean["bare"]])
+    return {
+        "env": config.env,
+        "users": len(users),
+        "changed": {way: float(values.mean()) for way, values in found.items()},
+        "unshifted": {way: float(values.mean()) for way, values in clean.items()},
+        "update_less": {rival: [interval.mean, interval.low, interval.high] for rival, interval in less.items()},
+        "update_less_bare_unshifted": [apart.mean, apart.low, apart.high],
+    }
+
+
+def _next_of_other_shifts(users: Sequence[User], place: int) -> User:
+    for step in range(1, len(users)):
+        other = users[(place + step) % len(users)]
+        if other.info["shifts"] != users[place].info["shifts"]:
+            return other
+    raise ValueError("all users have the same shifts: nobody can change.")
+
+
+def _without_shift(users: Sequence[User]) -> Examples:
+    """Query examples of users who see images as they are."""
+    plain = [user.query for user in users if user.info["shifts"] == "none"]
+    if not plain:
+        raise ValueError("no test user sees images without a shift: make the population larger.")
+    inputs, labels = torch.cat([each.inputs for each in plain]), torch.cat([each.labels for each in plain])
+    return Examples(inputs[:USUAL], labels[:USUAL])
+
+
+def _raw(examples: Examples, first: int | None = None) -> tuple[Tensor, Tensor]:
+    return examples.inputs[:first], examples.labels[:first]
+
+
+def _accuracies(served: Personaliser, names: Sequence[str], asked: Sequence[Examples]) -> NDArray[np.float64]:
+    """Each user's accuracy on the examples beside their name."""
+    return np.array(
+        [
+            _accuracy(served.predict([name] * len(each), each.inputs), each.labels)
+            for name, each in zip(names, asked, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def _logits(model: torch.nn.Module, examples: Examples) -> Tensor:
+    return model(model.backbone.prepare(examples.inputs))  # type: ignore[operator,union-attr]
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def changed_table(found: dict[str, Any]) -> str:
+    """What :func:`measure_changed` found, as Markdown."""
+    lines = [
+        f"{found['users']} test users of `{found['env'].removeprefix('dsa/')}` whose shift becomes another one, who then "
+        f"label {NEW} new examples. {KEPT} earlier ones are kept for `update`.",
+        "",
+        "| | accuracy through the new shift | without any shift |",
+        "| --- | --- | --- |",
+        *(f"| {way} | {found['changed'][way]:.3f} | {found['unshifted'][way]:.3f} |" for way in found["changed"]),
+        "",
+    ]
+    for rival, values in found["update_less"].items():
+        lines.append(f"- update less {rival}: {_text(Interval(*values))}")
+    lines.append(f"- without any shift, update less bare: {_text(Interval(*found['update_less_bare_unshifted']))}")
+    return "\n".join(lines)
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
