@@ -1,0 +1,133 @@
+"""The environments in which a mask decides how much is run: starts, costs, what is executed, and the harness over them."""
+
+import csv
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from backbones.artefacts import ArtefactError
+from backbones.costs import CostModel
+from envs import MINIATURES, latency
+from envs.scenario import load_scenario
+from eval import run
+from meta.start import check_fitting, fitted_start, taken
+from meta.trainer import MetaConfig
+from tests import tastes, worlds
+
+UNIPEN = "dsa/UnipenResNetExit-v0"
+
+
+@pytest.fixture(scope="module")
+def scenario(real_data):
+    return worlds.scenario(UNIPEN)
+
+
+def test_a_mask_with_nothing_on_is_executed_and_reported_as_the_whole_bare_model(scenario):
+    env = gym.make(UNIPEN, **MINIATURES[UNIPEN])
+    env.reset(seed=0)
+    _, _, _, _, info = env.step(np.zeros(env.action_space.n, dtype=np.int8))
+    assert info["mask"].sum() == info["mask"][scenario.pathways.index("readout")] == 1
+    env.reset(seed=0)
+    only = np.zeros(len(info["mask"]), dtype=np.int8)
+    only[scenario.pathways.index("readout")] = 1
+    _, _, _, _, said = env.step(only)
+    assert (said["accuracy"], said["loss"]) == (info["accuracy"], info["loss"])
+    assert said["cost"] == pytest.approx(info["cost"])
+
+
+def test_less_of_the_network_costs_less(scenario):
+    costs = scenario.oracle.costs
+    blocks = len(scenario.pathways) - 2
+    assert (np.diff(costs.alone[:blocks]) > 0).all()
+    assert float(costs(torch.ones(len(scenario.pathways)))) == pytest.approx(1)
+    assert scenario.counts == "flops"
+    bare = costs.of(np.zeros((1, len(scenario.pathways)), dtype=bool))[0]
+    assert costs.alone[blocks - 1] < bare + 0.1 and costs.alone[0] < bare
+
+
+def test_milliseconds_must_be_measured_before_they_count(real_data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DSA_CACHE", str(tmp_path))
+    small = {name: value for name, value in MINIATURES[UNIPEN].items()}
+    arguments = {**gym.spec(UNIPEN).kwargs, **small, "cost": "latency"}
+    name = arguments.pop("scenario")
+    with pytest.raises(ArtefactError, match=r"python -m envs.latency --env ID"):
+        load_scenario(name, **arguments)
+    pairs = [f"{key}:{json.dumps(value)}" for key, value in small.items()]
+    monkeypatch.setattr(latency, "latency", lambda pathways, batch: {part: 2.0 for part in latency_parts(pathways)})
+    latency.main(["--env", UNIPEN, "--env-kwargs", *pairs, "--batch", "3"])
+    assert "| +readout | 2.000 |" in capsys.readouterr().out
+    made = load_scenario(name, **arguments)
+    assert made.counts == "latency"
+    alone = made.oracle.costs.alone
+    parts = len(latency_parts(made.data.pathways))
+    assert float(alone[0]) == pytest.approx(3 / parts)  # stem, one block, one pathway
+
+
+def latency_parts(pathways):
+    from backbones.prices import parts
+
+    return parts(pathways)
+
+
+def test_parts_take_time(scenario):
+    from backbones.prices import cost_model
+    from backbones.prices import latency as measured
+
+    found = measured(scenario.data.pathways, examples=2, turns=5)
+    assert all(value > 0 for value in found.values())
+    assert isinstance(cost_model(scenario.data.pathways, found), CostModel)
+
+
+def test_unknown_costs_and_environments_without_a_model_are_refused(real_data):
+    with pytest.raises(ValueError, match=r"unknown cost 'flop'\. Did you mean 'flops'\?"):
+        worlds.scenario(UNIPEN, cost="flop")
+    with pytest.raises(SystemExit, match="has no model"):
+        latency.main(["--env", "dsa/Planted-v0"])
+    with pytest.raises(SystemExit, match="at least 1"):
+        latency.main(["--env", "dsa/DigitsResNet-v0", "--batch", "0", "--env-kwargs", "train_users:12", "pretrain_epochs:1"])
+
+
+def test_a_fitted_start_answers_without_the_models_own_readout(scenario):
+    data, pathways = scenario.data, scenario.data.pathways
+    table, places, labels = data.fitting()
+    blocks = torch.zeros(1, pathways.num_pathways, dtype=torch.bool)
+    blocks[:, :-2] = True
+    right = []
+    for steps in (1, 150):
+        weights, again = (fitted_start(data, steps, seed=0) for _ in range(2))
+        assert all(torch.equal(w, again[key]) for key, w in weights.items())
+        stacked = {key: w[None] for key, w in weights.items()}
+        logits = pathways.logits(taken(table, places[None]), stacked, blocks)[0]
+        right.append(float((logits.argmax(1) == labels).float().mean()))
+    assert right[1] > right[0] + 0.2
+    assert not weights["head.weight"].any()
+
+
+def test_a_start_is_never_fitted_to_what_users_are_rewarded_on(real_data):
+    crossed = worlds.scenario("dsa/PopquornBert-v0").data
+    with pytest.raises(ValueError, match="is cross-fitted: users are rewarded on its fitting examples"):
+        fitted_start(crossed, 1, 0)
+    with pytest.raises(ValueError, match="has no `fitting` examples"):
+        check_fitting(tastes.seen_through(tastes.population(tastes.biased)))
+    for wrong in ({"start_steps": -1}, {"start_steps": 1, "neutral": True}, {"start_steps": 1, "random_start": True}):
+        with pytest.raises(ValueError, match="start"):
+            MetaConfig(**wrong)
+
+
+def test_the_harness_measures_masks_that_end_early(real_data, tmp_path):
+    pairs = [word for name, value in MINIATURES[UNIPEN].items() for word in ("--env-kwargs", f"{name}:{json.dumps(value)}")]
+    methods = "base,intercept,all_on,best_static,gradient_norm,random,gumbel,hard_concrete,greedy"
+    few = ["--seeds", "1", "--workers", "1", "--shown", "--no-timing", "--cost-weights", "0.1"]
+    run.main(["--env", UNIPEN, *pairs, "--methods", methods, *few, "--out", str(tmp_path)])
+    with (tmp_path / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+    by = {name: [row for row in rows if row["method"] == name] for name in methods.split(",")}
+    bare = float(by["base"][0]["cost"])
+    assert 0 < bare < 1
+    assert {float(row["cost"]) for row in by["intercept"]} == {bare}  # all that runs is counted: the bare model at least
+    assert {float(row["cost"]) for row in by["all_on"]} == {1.0}
+    assert all(0 < float(row["cost"]) <= 1 for each in by.values() for row in each)
+    assert {"1" in row["mask"] for name in ("best_static", "greedy", "random") for row in by[name]} == {True}
