@@ -3,7 +3,6 @@
 Shapes: U users, N examples per user, P pathways, R of the users who run.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from backbones.base import Hidden
 from backbones.pathways import Frozen, Weights, Work, rows_of
-from backbones.through import ThroughPathways
+from backbones.through import Batched, ThroughPathways
 
 
 class InlinePathways(ThroughPathways):
@@ -37,35 +36,25 @@ class InlinePathways(ThroughPathways):
 
     def work(self, pathway: int, hidden: Hidden, weights: Weights) -> Work:
         """See :meth:`Pathways.work`."""
-        backbone, alone = self.model.backbone, torch.zeros(1, dtype=torch.int64)
+        backbone, alone, batch = self.model.backbone, torch.zeros(1, dtype=torch.int64), Batched({}, weights, torch.ones(0))
         if pathway == self.num_pathways - 1:
-            return partial(self._head, hidden.tensor[None], weights, alone)
+            return partial(self._head, hidden.tensor[None], alone, batch)
         read = backbone.block(pathway, hidden).tensor.movedim(backbone.channel_axis, -1)[None]
-        return partial(self._delta, pathway, read, weights, alone)
+        return partial(self._delta, pathway, read, alone, batch)
 
-    def _into(self, p: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
-        return self._block(p, hidden, context, users)
+    def _into(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
+        return self._block(p, hidden, batch.context, users)
 
-    def _applied(
-        self,
-        p: int,
-        hidden: Tensor,
-        context: Mapping[str, Tensor],
-        users: Tensor,
-        weights: Weights,
-        gates: Tensor,
-        changes: Tensor | None,
-    ) -> Tensor:
-        rows = gates[users, p].nonzero()[:, 0]
+    def _applied(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
+        rows = batch.gates[users, p].nonzero()[:, 0]
         if not len(rows):
             return hidden
-        return self._plus(p, hidden, self._delta(p, rows_of(hidden, rows), weights, users[rows]), rows, users, changes)
+        return self._plus(p, hidden, self._delta(p, rows_of(hidden, rows), users[rows], batch), rows, users, batch)
 
-    def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
+    def _delta(self, p: int, read: Tensor, users: Tensor, batch: Batched) -> Tensor:
         """Pathway p on ``read [R, N, ..., width_p]`` of the users (rows of the stacked weights) ``[R]``."""
-
-        def part(name: str) -> Tensor:
-            return rows_of(weights[f"{self.names[p]}.{name}"], users)
-
-        inside = torch.baddbmm(part("down_bias")[:, None], read.flatten(1, -2), part("down")).relu()
-        return torch.baddbmm(part("up_bias")[:, None], inside, part("up")).view(read.shape)
+        down, down_bias, up, up_bias = (
+            batch.part(f"{self.names[p]}.{name}", users) for name in ("down", "down_bias", "up", "up_bias")
+        )
+        inside = torch.baddbmm(down_bias[:, None], read.flatten(1, -2), down).relu()
+        return torch.baddbmm(up_bias[:, None], inside, up).view(read.shape)

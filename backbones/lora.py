@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbones.base import Hidden, PopulationModel
 from backbones.pathways import Frozen, Weights, Work, rows_of
-from backbones.through import ThroughPathways
+from backbones.through import Batched, ThroughPathways
 
 Layer = nn.Linear | nn.Conv2d
 _NOW = threading.local()
@@ -99,7 +99,9 @@ class LoraPathways(ThroughPathways):
     def work(self, pathway: int, hidden: Hidden, weights: Weights) -> Work:
         """See :meth:`Pathways.work`."""
         if pathway == self.num_pathways - 1:
-            return partial(self._head, hidden.tensor[None], weights, torch.zeros(1, dtype=torch.int64))
+            return partial(
+                self._head, hidden.tensor[None], torch.zeros(1, dtype=torch.int64), Batched({}, weights, torch.ones(0))
+            )
         read: dict[nn.Module, Tensor] = {}
         layers = self.targets[pathway]
 
@@ -118,41 +120,34 @@ class LoraPathways(ThroughPathways):
 
         return run
 
-    def _into(self, p: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+    def _into(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
         return hidden
 
-    def _applied(
-        self,
-        p: int,
-        hidden: Tensor,
-        context: Mapping[str, Tensor],
-        users: Tensor,
-        weights: Weights,
-        gates: Tensor,
-        changes: Tensor | None,
-    ) -> Tensor:
-        rows = gates[users, p].nonzero()[:, 0]
-        with self._updating(p, weights, users[rows], rows, len(users)):
-            after = self._block(p, hidden, context, users)
-        if changes is not None and len(rows):
+    def _applied(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
+        rows = batch.gates[users, p].nonzero()[:, 0]
+        with self._updating(p, users, rows, batch):
+            after = self._block(p, hidden, batch.context, users)
+        if batch.changes is not None and len(rows):
             with torch.no_grad():
-                plain = self._block(p, rows_of(hidden, rows), context, users[rows])
+                plain = self._block(p, rows_of(hidden, rows), batch.context, users[rows])
                 apart = (rows_of(after, rows) - plain).flatten(2).norm(dim=2)
-                changes[users[rows], :, p] = apart / plain.flatten(2).norm(dim=2).clamp_min(1e-12)
+                batch.changes[users[rows], :, p] = apart / plain.flatten(2).norm(dim=2).clamp_min(1e-12)
         return after
 
     @contextmanager
-    def _updating(self, p: int, weights: Weights, users: Tensor, rows: Tensor, running: int) -> Iterator[None]:
-        """While a block runs: its layers add what users (rows of the stacked weights) ``[R']`` add."""
-
-        def part(name: str, kind: str) -> Tensor:
-            return rows_of(weights[f"{self.names[p]}.{name}.{kind}"], users)
-
-        if not len(users):
+    def _updating(self, p: int, users: Tensor, rows: Tensor, batch: Batched) -> Iterator[None]:
+        """While block p runs for ``users [R]``, its layers add what those in ``rows [R']`` add."""
+        if not len(rows):
             yield
             return
-        layers = {layer: (part(name, "down"), part(name, "up")) for name, layer in self.targets[p].items()}
-        _NOW.updates = Updates(layers, rows, running)
+        layers = {
+            layer: (
+                batch.part(f"{self.names[p]}.{name}.down", users[rows]),
+                batch.part(f"{self.names[p]}.{name}.up", users[rows]),
+            )
+            for name, layer in self.targets[p].items()
+        }
+        _NOW.updates = Updates(layers, rows, len(users))
         try:
             yield
         finally:

@@ -5,12 +5,32 @@ Shapes: U users, N examples per user, P pathways, R of the users who run, C clas
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backbones.base import Hidden
 from backbones.pathways import Frozen, Pathways, Weights, rows_of
+
+
+@dataclass(frozen=True)
+class Batched:
+    """What U users bring along on the way through the network.
+
+    Attributes:
+        context: tensors that travel along untouched. weights: stacked. gates: ``[U, P]``.
+        changes: if given, ``[U, N, P]`` to be filled with ``||delta|| / ||h||``.
+    """
+
+    context: Mapping[str, Tensor]
+    weights: Weights
+    gates: Tensor
+    changes: Tensor | None = None
+
+    def part(self, name: str, users: Tensor) -> Tensor:
+        """One of the weights, of some users."""
+        return rows_of(self.weights[name], users)
 
 
 class ThroughPathways(Pathways):
@@ -23,20 +43,11 @@ class ThroughPathways(Pathways):
     pooled = False
 
     @abstractmethod
-    def _into(self, p: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
+    def _into(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
         """Bring running users' states ``[R, N, ...]`` from site p - 1 to where pathway p reads them."""
 
     @abstractmethod
-    def _applied(
-        self,
-        p: int,
-        hidden: Tensor,
-        context: Mapping[str, Tensor],
-        users: Tensor,
-        weights: Weights,
-        gates: Tensor,
-        changes: Tensor | None,
-    ) -> Tensor:
+    def _applied(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
         """What the network has behind pathway p, of those users who have it on changed by it."""
 
     def pool(self, pathway: int, frozen: Frozen) -> Tensor:
@@ -49,7 +60,7 @@ class ThroughPathways(Pathways):
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`."""
-        last = self.num_pathways - 1
+        last, batch = self.num_pathways - 1, Batched(frozen.context, weights, gates, changes)
         first = torch.where(gates.any(1), gates.int().argmax(1), last)
         order = first.argsort(stable=True)
         starts = torch.bincount(first, minlength=last + 1).tolist()
@@ -57,53 +68,53 @@ class ThroughPathways(Pathways):
         hidden = None
         for p in range(last):
             if hidden is not None:
-                hidden = self._into(p, hidden, frozen.context, running)
+                hidden = self._into(p, hidden, running, batch)
             if starts[p]:
                 joining = order[len(running) : len(running) + starts[p]]
                 running = torch.cat([running, joining])
                 joined = rows_of(frozen.sites[p], joining)
                 hidden = joined if hidden is None else torch.cat([hidden, joined])
             if hidden is not None:
-                hidden = self._applied(p, hidden, frozen.context, running, weights, gates, changes)
+                hidden = self._applied(p, hidden, running, batch)
         features = rows_of(frozen.sites[last], order[len(running) :])
         if hidden is not None:
             features = torch.cat([self._readout(hidden, frozen.context, running), features])
         logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
         if frozen.offset is not None:  # before the head, whose change is relative to the logits as they are
             logits = logits + rows_of(frozen.offset, order)
-        return rows_of(self._with_head(logits, features, order, weights, gates, changes), order.argsort())
+        return rows_of(self._with_head(logits, features, order, batch), order.argsort())
 
     def forward(self, inputs: Tensor, weights: Weights, gates: Tensor) -> Tensor:
         """See :meth:`Pathways.forward`. Users whose first pathways are off share nothing: each example runs once."""
         backbone, shape, everybody = self.model.backbone, inputs.shape[:2], torch.arange(len(gates))
         entered = backbone.stem(inputs.flatten(0, 1))
         context = {name: value.unflatten(0, shape) for name, value in entered.context.items()}
+        batch = Batched(context, weights, gates)
         hidden = entered.tensor.movedim(backbone.channel_axis, -1).unflatten(0, shape)
         for p in range(self.num_pathways - 1):
-            hidden = self._into(p, hidden, context, everybody)
-            hidden = self._applied(p, hidden, context, everybody, weights, gates, None)
+            hidden = self._into(p, hidden, everybody, batch)
+            hidden = self._applied(p, hidden, everybody, batch)
         features = self._readout(hidden, context, everybody)
         logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
-        return self._with_head(logits, features, everybody, weights, gates, None)
+        return self._with_head(logits, features, everybody, batch)
 
-    def _with_head(
-        self, logits: Tensor, features: Tensor, users: Tensor, weights: Weights, gates: Tensor, changes: Tensor | None
-    ) -> Tensor:
+    def _with_head(self, logits: Tensor, features: Tensor, users: Tensor, batch: Batched) -> Tensor:
         p = self.num_pathways - 1
-        rows = gates[users, p].nonzero()[:, 0]
+        rows = batch.gates[users, p].nonzero()[:, 0]
         if not len(rows):
             return logits
-        return self._plus(p, logits, self._head(rows_of(features, rows), weights, users[rows]), rows, users, changes)
+        return self._plus(p, logits, self._head(rows_of(features, rows), users[rows], batch), rows, users, batch)
 
-    def _head(self, features: Tensor, weights: Weights, users: Tensor) -> Tensor:
-        bias, weight = (rows_of(weights[f"head.{part}"], users) for part in ("bias", "weight"))
-        return torch.baddbmm(bias[:, None], features, weight)
+    @staticmethod
+    def _head(features: Tensor, users: Tensor, batch: Batched) -> Tensor:
+        return torch.baddbmm(batch.part("head.bias", users)[:, None], features, batch.part("head.weight", users))
 
-    def _plus(self, p: int, base: Tensor, delta: Tensor, rows: Tensor, users: Tensor, changes: Tensor | None) -> Tensor:
-        """``base [R, N, ...]`` with ``delta`` added for some of its rows; by how much it changes them goes to ``changes``."""
-        if changes is not None:
+    @staticmethod
+    def _plus(p: int, base: Tensor, delta: Tensor, rows: Tensor, users: Tensor, batch: Batched) -> Tensor:
+        """``base [R, N, ...]`` with ``delta`` added for some of its rows; by how much it changes them is taken down."""
+        if batch.changes is not None:
             before = rows_of(base, rows).detach().flatten(2).norm(dim=2)
-            changes[users[rows], :, p] = delta.detach().flatten(2).norm(dim=2) / before.clamp_min(1e-12)
+            batch.changes[users[rows], :, p] = delta.detach().flatten(2).norm(dim=2) / before.clamp_min(1e-12)
         return base + delta if len(rows) == len(users) else base.index_add(0, rows, delta.to(base.dtype))
 
     def _flat(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Hidden:
