@@ -48,10 +48,13 @@ class LoraPathways(ThroughPathways):
 
     Attributes:
         targets: by block, its layers by their names within it.
+        rate_scale: a tenth: an update of a layer's weights is felt at every position, and by all later layers.
 
     Raises:
         ValueError: for a block without such layers, or with a convolution in groups.
     """
+
+    rate_scale = 0.1
 
     def __init__(self, model: PopulationModel, rank: int = 16, gates: str = "adapters") -> None:
         backbone = model.backbone

@@ -98,6 +98,7 @@ class Pathways(ABC):
         costs: of masks; personal parameters switched on, as long as nobody sets another model.
         pooled: whether :meth:`frozen` keeps one vector per example and site: little enough to keep on disk.
         can_exit: whether the placement bears the gates ``"exit"``.
+        rate_scale: what share of an inner learning rate the blocks' pathways bear.
 
     Raises:
         ValueError: for a rank below 1, and gates that are unknown or that the placement does not bear.
@@ -105,6 +106,7 @@ class Pathways(ABC):
 
     pooled: bool
     can_exit: bool = False
+    rate_scale: float = 1.0
 
     def __init__(self, model: PopulationModel, rank: int = 16, gates: str = "adapters") -> None:
         if rank < 1:

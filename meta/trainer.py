@@ -40,7 +40,7 @@ class MetaConfig:
         steps: outer steps.
         users: users per outer step.
         inner_steps: K, gradient steps of a user.
-        inner_rate: where the inner learning rates start.
+        inner_rate: where the inner learning rates start; of low-rank updates at a tenth of it.
         head_rate: where the head's starts; None: at ``inner_rate`` as well.
         outer_rate: Adam's learning rate for the weights, decayed to zero along a cosine.
         rate_of_rates: the same for the inner rates' logarithms; they are few, and are not learned by heart.
@@ -136,7 +136,7 @@ class MetaTrainer:
         if start is not None:
             weights = start.weights
         self.weights = {k: w.clone().requires_grad_() for k, w in (weights or pathways.start(config.seed)).items()}
-        rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate)
+        rates = torch.full((config.inner_steps, pathways.num_pathways), config.inner_rate * pathways.rate_scale)
         rates[:, -1] = config.inner_rate if config.head_rate is None else config.head_rate
         rates = rates if start is None else start.rates.clone()
         self.log_rates = rates.log().requires_grad_()

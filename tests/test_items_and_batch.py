@@ -677,7 +677,7 @@ def test_adapting_lowers_the_support_loss_of_those_with_something_on(either, sho
     count = either.num_pathways
     gates = torch.zeros(3, count, dtype=torch.bool)
     gates[1], gates[2, [0, 2]] = True, True
-    init = MetaInit(either.start(0), torch.full((8, count), 0.05), torch.ones(count, dtype=torch.bool))
+    init = MetaInit(either.start(0), torch.full((8, count), 0.05 * either.rate_scale), torch.ones(count, dtype=torch.bool))
     start = {key: weight.expand(3, *weight.shape) for key, weight in init.weights.items()}
     weights = adapt(either, init, support, gates)
     before, after = (measure(either, each, gates, support)[1] for each in (start, weights))

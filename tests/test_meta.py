@@ -741,7 +741,7 @@ def test_outputs_are_what_pathways_speak_through_and_no_more(model, batches, pla
 def test_a_neutral_start_says_nothing_before_and_after_training(model, population, placement, algorithm):
     pathways = make_pathways(placement, model, rank=4)
     batches = [stack(pathways, population.train, role) for role in ("support", "query")]
-    config = MetaConfig(algorithm, steps=3, users=6, inner_rate=0.01, outer_rate=0.05, neutral=True)
+    config = MetaConfig(algorithm, steps=3, users=6, outer_rate=0.05, neutral=True)
     trainer = MetaTrainer(pathways, *batches, config)
     first, last = trainer.present(), trainer.run()
     gates = sample_masks(12, pathways.num_pathways, torch.Generator().manual_seed(0))

@@ -34,7 +34,8 @@ TINY = {"meta_steps": 2, "meta_users": 4, "train_users": 12, "val_users": 4, "te
 def start(pathways):
     """A meta-initialisation with which users change much."""
     weights = {key: torch.randn_like(w) * 0.1 for key, w in pathways.start(0).items()}
-    return MetaInit(weights, torch.full((2, pathways.num_pathways), 0.1), torch.ones(pathways.num_pathways, dtype=torch.bool))
+    count = pathways.num_pathways
+    return MetaInit(weights, torch.full((2, count), 0.1 * pathways.rate_scale), torch.ones(count, dtype=torch.bool))
 
 
 def masks(count, pathways, seed=0):

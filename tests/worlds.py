@@ -25,6 +25,5 @@ def world(env_id: str = "dsa/DigitsResNet-v0", folder: Path | None = None, **mor
 @cache
 def digits(placement: str = "inline") -> World:
     """Twelve train, four val users of the digits. ``"exit"``: beside the model, its own readout a pathway."""
-    rate = 0.01 if placement == "lora" else 0.1  # a block's own weights bear less
     gates = {"placement": "side", "gates": "exit"} if placement == "exit" else {"placement": placement}
-    return world(**gates, pretrain_epochs=6, inner_rate=rate)
+    return world(**gates, pretrain_epochs=6)
