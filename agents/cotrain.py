@@ -100,12 +100,17 @@ def meta_config(config: RunConfig) -> MetaConfig:
 
 
 def own_masks(config: RunConfig, scenario: Scenario, policy: Path) -> Tensor:
-    """The deterministic policy's masks for train users at several cost weights, ``[WEIGHTS, U, P]`` bool."""
+    """The deterministic policy's masks for train users at several cost weights, ``[WEIGHTS, U, P]`` bool.
+
+    Those in which nothing is on that has weights to learn (the model's own readout alone) have nothing on here.
+    """
     users, weight = scenario.users("train"), config.rules.weight
     trained, _ = load_policy(policy, scenario)
     at = np.linspace(weight.low, weight.high, WEIGHTS if weight.varies else 1)
     plans = [choose_plans(trained, scenario, users, config.rules, float(w))[:, -1] for w in at]
-    return torch.from_numpy(np.stack(plans))
+    masks = torch.from_numpy(np.stack(plans))
+    assert scenario.data is not None
+    return masks & (masks & (scenario.data.pathways.sizes > 0)).any(-1, keepdim=True)
 
 
 def mixed(own: Tensor, usual: Masks) -> Masks:

@@ -93,7 +93,7 @@ class Backbone(nn.Module, ABC):
         """Any hidden state to one vector per example, ``[N, width]``."""
 
     def outline(self, hidden: Hidden) -> Tensor:
-        """Any hidden state to what an early readout reads, ``[N, ...]``: here what :meth:`pool` gives."""
+        """Any hidden state to what an early readout reads, ``[N, D]``: here what :meth:`pool` gives."""
         return self.pool(hidden)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -112,9 +112,11 @@ class LoraPathways(ThroughPathways):
             read[layer] = inputs[0][None]
 
         hooks = [layer.register_forward_pre_hook(keep) for layer in layers.values()]
-        self.model.backbone.block(pathway, hidden)
-        for hook in hooks:
-            hook.remove()
+        try:
+            self.model.backbone.block(pathway, hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
         def run() -> None:
             for name, layer in layers.items():

@@ -101,7 +101,8 @@ class Pathways(ABC):
         rate_scale: what share of an inner learning rate the blocks' pathways bear.
 
     Raises:
-        ValueError: for a rank below 1, and gates that are unknown or that the placement does not bear.
+        ValueError: for a rank below 1, a block of a name that is taken, and gates that are unknown or that the placement does
+            not bear.
     """
 
     pooled: bool
@@ -119,6 +120,8 @@ class Pathways(ABC):
             )
         self.model, self.rank, self.gates = model, rank, gates
         blocks = model.backbone.block_names
+        if taken := sorted({"stem", READOUT, "head"} & {*blocks}):
+            raise ValueError(f"a block is called {taken[0]!r}, which means something else here: give it another name.")
         last = len(blocks)
         own = (READOUT,) if self.exits else ()
         self.names = (*blocks, *own, "head")

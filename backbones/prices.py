@@ -63,7 +63,8 @@ def latency(pathways: Pathways, examples: int = 64, turns: int = 30) -> dict[str
 
 def latency_path(pathways: Pathways, folder: Path) -> Path:
     """Where what this machine takes is kept, without suffix."""
-    facts = {"placement": type(pathways).__name__, "rank": pathways.rank, "classes": pathways.model.num_classes}
+    facts = {"placement": type(pathways).__name__, "rank": pathways.rank, "gates": pathways.gates, "widths": pathways.widths}
+    facts["classes"] = pathways.model.num_classes
     return folder / f"latency-{cache_key(model=pathways.model.backbone_fingerprint(), **facts)}"
 
 

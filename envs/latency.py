@@ -15,6 +15,7 @@ from backbones.artefacts import ArtefactError, save_artefact
 from backbones.prices import KIND, latency, latency_path
 from envs.modelled import modelled
 from envs.registration import known_spec
+from envs.scenario import check_arguments
 from meta.arguments import parse_pairs, show_log
 from meta.prepare import folder_of, prepared
 from users.batch import Prepared
@@ -27,6 +28,8 @@ def measured_model(env: str, arguments: dict[str, Any]) -> Prepared:
     given = {**known_spec(env).kwargs, **arguments}
     if given.pop("scenario") != "modelled":
         raise ValueError(f"{env} has no model whose parts could be timed; take one with a backbone.")
+    given.pop("layerwise", None)
+    check_arguments("modelled", given)
     names = {name: parameter.default for name, parameter in signature(modelled).parameters.items()}
     users, backbone, placement, rank, seed, gates = ({**names, **given}[name] for name in WHERE)
     more = {name: value for name, value in given.items() if name not in names}
@@ -37,16 +40,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, keep, print."""
     parser = argparse.ArgumentParser(prog="python -m envs.latency", description=__doc__)
     parser.add_argument("--env", required=True, help="environment id")
-    parser.add_argument("--env-kwargs", nargs="+", default=[], metavar="NAME:VALUE", help="its arguments")
+    parser.add_argument("--env-kwargs", nargs="+", action="extend", default=[], metavar="NAME:VALUE", help="its arguments")
     parser.add_argument("--batch", type=int, default=64, help="examples that are run together (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=1, help="torch threads (default: %(default)s)")
     args = parser.parse_args(arguments)
     show_log()
     torch.set_num_threads(args.num_threads)
     try:
-        data = measured_model(args.env, parse_pairs(args.env_kwargs, "--env-kwargs"))
         if args.batch < 1:
             raise ValueError(f"--batch must be at least 1, got {args.batch}.")
+        data = measured_model(args.env, parse_pairs(args.env_kwargs, "--env-kwargs"))
     except (ValueError, ImportError, OSError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     found, folder = latency(data.pathways, args.batch), data.folder

@@ -79,9 +79,10 @@ class PersonalEnv(PathwaySelectionEnv):
       :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``seed`` (0): of users, backbone and meta-initialisation, as far as these are ours to draw;
     * ``placement`` (``"side"``), ``rank`` (16);
-    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1),
-      ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on`` (0.2), ``resample`` (True),
-      ``neutral`` (False), ``start_steps`` (0), ``keep`` (``"best"``), ``shrink`` (True): see :class:`meta.trainer.MetaConfig`;
+    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1; in the
+      placement ``lora`` a tenth of it), ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on``
+      (0.2), ``resample`` (True), ``neutral`` (False), ``start_steps`` (0), ``keep`` (``"best"``), ``shrink`` (True): see
+      :class:`meta.trainer.MetaConfig`;
     * ``gates`` (``"adapters"``): what a mask may switch; ``"exit"`` makes the model's own readout a pathway, without which
       inference may end early (``placement="side"``), see :class:`envs.unipen.UnipenResNetExitEnv`;
     * ``cost`` (``"parameters"``): what cost counts; ``"flops"`` or ``"latency"`` (measured by ``python -m envs.latency``): all

@@ -14,9 +14,9 @@ CELL = 16
 def unrun(pathways: Sequence[str], mask: NDArray[np.int8]) -> NDArray[np.bool_]:
     """``[P]``: behind the exit, where inference ends before what a pathway would read."""
     places = np.arange(len(pathways))
-    if READOUT not in pathways or mask[pathways.index(READOUT) :].any():
+    if READOUT not in pathways or mask[pathways.index(READOUT) :].any() or not mask.any():
         return np.zeros(len(pathways), dtype=bool)
-    return places > places[mask.astype(bool)].max(initial=-1)
+    return places > places[mask.astype(bool)].max()
 
 
 def gates_as_text(pathways: Sequence[str], rows: Sequence[tuple[str, NDArray[np.int8]]]) -> str:

@@ -92,7 +92,7 @@ class UnipenResNetExitEnv(PathwaySelectionEnv):
     Those of :class:`envs.unipen.UnipenResNetEnv`, and of :class:`envs.modelled.PersonalEnv` and
     :func:`meta.images.pretrained_resnet`, with other defaults: ``gates`` (``"exit"``), ``cost`` (``"flops"``; or
     ``"latency"``, ``"parameters"``), ``rank`` (64), ``start_steps`` (600), ``shrink``
-    (False). ``render()`` shows in a shade of its own what a mask
+    (False), and of how they are meta-trained. ``render()`` shows in a shade of its own what a mask
     leaves unrun.
 
     ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a

@@ -23,6 +23,7 @@ from backbones.artefacts import ArtefactError
 from backbones.threads import usable_cores
 from envs.cost_weights import REPORTED, CostWeight
 from envs.oracles import Plans, Users
+from envs.registration import known_spec
 from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.adaptations import spending
@@ -59,7 +60,14 @@ def chooser(folder: Path) -> Choose:
 
 
 def measure_seed(root: Path, env: str, seed: int, extra: Sequence[str]) -> Measured:
-    """Train what is missing of a seed, and measure everything on its test users."""
+    """Train what is missing of a seed, and measure everything on its test users.
+
+    Raises:
+        ValueError: where cost is not of parameters: fronts begin at a mask that costs nothing.
+    """
+    counts = known_spec(env).kwargs.get("cost", "parameters")
+    if counts != "parameters" or {"--cost", "--gates"} & {*extra}:
+        raise ValueError(f"{env} counts {counts}: budgets are of personal parameters, choose an environment that counts these.")
     conditioned = finished(root / f"seed{seed}-conditioned", env, seed, RANGE, extra)
     one, config = chooser(conditioned), RunConfig.load(conditioned)
     shared = on_its_adapters(conditioned, config, extra)

@@ -22,7 +22,7 @@ from backbones.bert import TextBackbone
 from envs.scenario import Scenario
 from eval.group import Group
 from eval.measure import measures, support_order
-from eval.methods.base import Fitted, Method, Predictor, Sizes
+from eval.methods.base import Fitted, Method, Predictor
 from eval.plan import Job, Place, Plan
 from eval.world import World
 from meta.prepare import folder_of
@@ -215,19 +215,12 @@ class Measuring:
         return {
             "mask": None if mask is None else "".join(str(int(bit)) for bit in mask),
             "active_fraction": None if mask is None else float(mask.double().mean()),
-            "cost": self._cost(size, mask),
+            "cost": self.world.costs_of([size.active], None if masks is None else masks[row : row + 1])[0],
             "adaptations": predictor.adaptations,
             "trainable": size.trainable,
             "active": size.active,
             "stored": size.stored,
         }
-
-    def _cost(self, size: Sizes, mask: Tensor | None) -> float:
-        """C(m) / C(all_on). Of what has no mask: its parameters, or the bare model where all that runs is counted."""
-        pathways, counted = self.world.pathways, self.scenario.counts != "parameters"
-        if mask is None and not counted:
-            return size.active / float(pathways.sizes.sum())
-        return float(pathways.costs(torch.zeros(pathways.num_pathways) if mask is None else mask))
 
     def _who(self, shown: Group, user: int) -> dict[str, Any]:
         place = int(self.scenario.users("test")[user])

@@ -33,7 +33,8 @@ class RunFacts:
         version: of the package. env, env_kwargs: the environment. seeds: run. folds: number of folds, None without.
         cost_weight: that the tables are about. cost_weights: at which methods with a trade-off were measured.
         simulated: whether every seed redraws the users; else they are the same people in every seed.
-        population: its name. classes: C. pathways: names ``[P]``. costs: their shares of ``C(all_on)``, ``[P]``.
+        population: its name. classes: C. pathways: names ``[P]``. costs: what
+            each of them costs alone, as a share of ``C(all_on)``, ``[P]``.
         shown: sizes of the support-size curve. few_shown: those of methods that train through the backbone.
         methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: it took.
     """

@@ -63,6 +63,8 @@ def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:
     columns = [each.transpose(1, 0, 2).reshape(each.shape[1], -1) for each in per_seed]
     drawn = resampled_means(columns, RESAMPLES)
     found = _leads(drawn)
+    if not np.isfinite(found).all():  # base is not free where all that runs is counted
+        return f"nothing of {rival} is as cheap"
     low, high = np.percentile(found, [2.5, 97.5])
     mean = float(_leads(np.mean([each.mean(0) for each in columns], axis=0)[None])[0])
     shared = panel.align(mine, base, *(panel.rows(rival, weight) for weight in panel.run.cost_weights))[0]
@@ -73,7 +75,7 @@ def _leads(means: NDArray[np.float64]) -> Values:
     """From mean points in rows ``[R, 2 (1 + M)]``, the subject's first: its accuracy less their front at its cost ``[R]``.
 
     There the others' concave front is as high as the highest line between a point that is no dearer and one that is, or the
-    most accurate of those that are no dearer (:func:`eval.pareto.interpolated`). One must be: ``base`` costs nothing.
+    most accurate of those that are no dearer (:func:`eval.pareto.interpolated`); infinite if none is.
     """
     place = means.reshape(len(means), -1, 2)
     below = place[:, :1, 0] - place[:, 1:, 0]  # [R, M], by how much each is cheaper than the subject

@@ -78,8 +78,8 @@ class ValUsers:
         hits = ((logits.argmax(-1) == query.batch.labels) * weights).sum(1) / weights.sum(1)
         if not method.trades:
             return hits
-        active = torch.tensor([size.active for size in predictor.sizes], dtype=torch.double)
-        return hits - self.cost_weight * active / float(self.world.pathways.sizes.sum())
+        costs = self.world.costs_of([size.active for size in predictor.sizes], predictor.masks)
+        return hits - self.cost_weight * torch.tensor(costs, dtype=torch.double)
 
 
 def shown_to(method: Method, world: World, users: Tensor) -> Group:

@@ -4,7 +4,7 @@ Shapes: U users, P pathways, S statistics, E width of an embedding.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -74,6 +74,17 @@ class World:
     def pathways(self) -> Pathways:
         """Along the population model."""
         return self.data.pathways
+
+    def costs_of(self, active: Sequence[int], masks: Tensor | None) -> list[float]:
+        """What U users' models cost, as shares of everything on.
+
+        By the ``active`` parameters of each. Where all that runs is counted: their executed masks ``[U, P]``; of those
+        without, the bare model, whatever they add to it.
+        """
+        if self.scenario.counts == "parameters":
+            return [count / float(self.pathways.sizes.sum()) for count in active]
+        masks = torch.zeros(len(active), self.pathways.num_pathways) if masks is None else masks
+        return self.pathways.costs(masks).tolist()
 
     @property
     def model(self) -> PopulationModel:

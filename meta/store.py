@@ -21,7 +21,11 @@ def init_facts(data: Prepared) -> dict[str, Any]:
         "rank": data.pathways.rank,
         "placement": type(data.pathways).__name__,
     }
-    return facts | {"gates": data.pathways.gates} if data.pathways.exits else facts
+    if data.pathways.exits:
+        facts["gates"] = data.pathways.gates
+    if data.pathways.rate_scale != 1:
+        facts["rate_scale"] = data.pathways.rate_scale
+    return facts
 
 
 def save_init(path: Path, init: MetaInit, facts: Mapping[str, Any]) -> None:

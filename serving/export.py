@@ -20,6 +20,7 @@ from backbones.pathways import Pathways, Weights
 from serving.records import Adapter
 
 VERSION = 1
+FACTS = ("version", "mask", "pathways", "cost_weight", "labels", "model")
 NOTHING = "dummy-target-modules"
 """PEFT's own word for an adapter without any layer: an empty list is refused, and other ways to say so mean all layers."""
 
@@ -89,14 +90,25 @@ def import_peft(pathways: LoraPathways, folder: str | Path) -> Adapter:
         raise ArtefactError(f"{source} holds no exported adapter: {error}") from error
     _check(facts, config, pathways, source)
     gates = torch.tensor(facts["mask"], dtype=torch.bool)
+    layers = _layers(pathways, gates)
+    known = {f"base_model.model.{path}.{name}.weight" for path in layers.values() for name in ("lora_A", "lora_B")}
+    if further := sorted({*tensors} - known):
+        raise ArtefactError(
+            f"{source} holds {further[0]}, which has no place among these pathways: train on what was exported alone."
+        )
     weights: Weights = {key: w.clone() for key, w in pathways.start(0).items()}
-    for key, path in _layers(pathways, gates).items():
+    for key, path in layers.items():
         for kind, name in (("down", "lora_A"), ("up", "lora_B")):
             found = tensors.get(f"base_model.model.{path}.{name}.weight")
             shape = weights[f"{key}.{kind}"].shape
             if found is None or found.numel() != shape.numel():
                 raise ArtefactError(f"{source} has no {name} of {path} with {tuple(shape)} numbers: it is of other pathways.")
             weights[f"{key}.{kind}"] = found.reshape(shape).float()
+    if {name: tuple(w.shape) for name, w in classifier.items()} != {
+        "weight": tuple(pathways.model.weight.shape),
+        "bias": tuple(pathways.model.bias.shape),
+    }:
+        raise ArtefactError(f"the classifier in {source} is of other classes or features: use the model it was made for.")
     if gates[-1]:
         weights["head.weight"] = (classifier["weight"] - pathways.model.weight).T.contiguous()
         weights["head.bias"] = classifier["bias"] - pathways.model.bias
@@ -104,6 +116,9 @@ def import_peft(pathways: LoraPathways, folder: str | Path) -> Adapter:
 
 
 def _check(facts: dict[str, Any], config: dict[str, Any], pathways: LoraPathways, source: Path) -> None:
+    for there, name, words in ((facts, "dsa.json", FACTS), (config, "adapter_config.json", ("r", "lora_alpha"))):
+        if missing := [word for word in words if word not in there]:
+            raise ArtefactError(f"{name} in {source} does not say {missing[0]!r}: export it anew.")
     wanted = {"version": VERSION, "pathways": [*pathways.names], "model": pathways.model.fingerprint()}
     for name, value in wanted.items():
         if facts.get(name) != value:
@@ -111,7 +126,8 @@ def _check(facts: dict[str, Any], config: dict[str, Any], pathways: LoraPathways
                 f"{source} is of another {name} ({facts.get(name)}, here {value}): take the one it was made for."
             )
     scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-    if config["r"] != pathways.rank or scaling != 1 or config.get("use_dora"):
+    beyond = [name for name in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save") if config.get(name)]
+    if config["r"] != pathways.rank or scaling != 1 or beyond or config.get("bias", "none") != "none":
         raise ArtefactError(f"{source} is no plain LoRA of rank {pathways.rank} with lora_alpha equal to it: export it anew.")
 
 
@@ -133,15 +149,16 @@ def _classifier(pathways: LoraPathways, adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _readme(pathways: LoraPathways) -> str:
-    text = isinstance(pathways.model.backbone, TextBackbone)
+    backbone = pathways.model.backbone
     use = (
         "model = PeftModel.from_pretrained(AutoModel.from_pretrained(SOURCE), FOLDER).eval()\n"
-        'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
+        f'batch = tokenizer(texts, padding=True, truncation=True, max_length={backbone.max_length}, return_tensors="pt")\n'
         'mask = batch["attention_mask"][..., None]\n'
         "features = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)\n"
-        if text
+        if isinstance(backbone, TextBackbone)
         else "base = torchvision.models.NAME(weights=WEIGHTS)\n"
         "base.fc = torch.nn.Identity()\n"
+        "images = WEIGHTS.transforms()(pictures)  # or however the model's images are prepared\n"
         "features = PeftModel.from_pretrained(base, FOLDER).eval()(images)\n"
     )
     return (

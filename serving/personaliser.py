@@ -24,7 +24,7 @@ from envs.scenario import Scenario
 from meta.inner import MetaInit, adapt
 from serving.examples import Shelf, batch_of, labelled, ready
 from serving.export import export_peft
-from serving.records import Adapter, Codec
+from serving.records import LEVELS, Adapter, Codec
 from serving.slots import Slots
 from serving.store import UnknownUserError, UserStore, check_id
 from users.base import Examples
@@ -42,8 +42,8 @@ class Enrolled:
     """What a user was given.
 
     Attributes:
-        pathways: names of those that are on; none: they are served the bare model.
-        cost: the share of all personal parameters that is on.
+        pathways: names of those that are on; none, or the model's own readout alone: they are served the bare model.
+        cost: of the mask, as a share of everything on: of the personal parameters, or of what else the run counts.
         cost_weight: the price at which the policy chose. labels: examples adapted on. bytes: of the record.
     """
 
@@ -124,6 +124,7 @@ class Personaliser:
             "pathways": " ".join(self.pathways.names),
             "rank": str(self.pathways.rank),
             "precision": self._codec.precision,
+            **({"of": "changes"} if self._codec.precision in LEVELS else {}),  # once they were of the weights themselves
         }
 
     def enroll(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
@@ -341,7 +342,8 @@ class Personaliser:
             UnknownUserError: for somebody who is not enrolled. ValueError: for a placement that PEFT does not know.
             FileExistsError: if the folder holds something already.
         """
-        export_peft(self.pathways, self._adapter(user), folder)
+        adapter = self._adapter(user)  # it lacks what is not the user's own (ANIL)
+        export_peft(self.pathways, replace(adapter, weights=self.init.weights | adapter.weights), folder)
 
     def forget(self, *users: str) -> int:
         """Erase users from disk and memory. Returns how many of them were enrolled; others are no error."""

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-FORMAT = 2
-"""1: changes in eight bits were of weights from zero."""
+FORMAT = 1
 PAGE = 16384
 """Bytes of a database page: a record of a few thousand bytes then lies in a page with its neighbours."""
 LONGEST_ID = 256

@@ -211,3 +211,20 @@ def test_gates_that_make_no_sense_are_refused(images):
 def test_backbones_without_an_outline_of_their_own_are_read_as_ever(tokens):
     assert make_pathways("side", tokens, 4, "exit").widths[:3] == make_pathways("side", tokens, 4).widths[:3]
     assert "outline" not in vars(TinyTokens)
+
+
+def test_an_undecided_mask_is_drawn_as_the_whole_model():
+    names, none = ("a", "b", "readout", "head"), np.zeros(4, dtype=np.int8)
+    assert gates_as_text(names, [("u", none)]).splitlines()[1].count("·") == 4
+
+
+class Named(TinyTokens):
+    def __init__(self):
+        super().__init__()
+        self.block_names = ("one", "readout", "three")
+
+
+def test_block_names_that_mean_something_else_are_refused():
+    model = PopulationModel(Named(), torch.randn(4, 6), torch.randn(4))
+    with pytest.raises(ValueError, match="a block is called 'readout'"):
+        make_pathways("inline", model, 4)

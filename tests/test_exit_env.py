@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from agents import cotrain
+from agents.run import RunConfig
 from backbones.artefacts import ArtefactError
 from backbones.costs import CostModel
 from envs import MINIATURES, latency
 from envs.scenario import load_scenario
 from eval import run
+from eval.budgets import measure_seed
 from meta.start import check_fitting, fitted_start, taken
 from meta.trainer import MetaConfig
 from tests import tastes, worlds
@@ -84,6 +87,8 @@ def test_parts_take_time(scenario):
 def test_unknown_costs_and_environments_without_a_model_are_refused(real_data):
     with pytest.raises(ValueError, match=r"unknown cost 'flop'\. Did you mean 'flops'\?"):
         worlds.scenario(UNIPEN, cost="flop")
+    with pytest.raises(SystemExit, match="has no argument 'rnak'"):
+        latency.main(["--env", UNIPEN, "--env-kwargs", "rnak:64"])
     with pytest.raises(SystemExit, match="has no model"):
         latency.main(["--env", "dsa/Planted-v0"])
     with pytest.raises(SystemExit, match="at least 1"):
@@ -117,9 +122,26 @@ def test_a_start_is_never_fitted_to_what_users_are_rewarded_on(real_data):
             MetaConfig(**wrong)
 
 
+def test_co_training_passes_over_masks_that_have_nothing_to_learn(scenario, monkeypatch):
+    chosen = np.zeros((len(scenario.users("train")), 1, len(scenario.pathways)), dtype=bool)
+    chosen[..., scenario.pathways.index("readout")] = True
+    chosen[0, 0, 0] = True
+    monkeypatch.setattr(cotrain, "load_policy", lambda *_: (None, None))
+    monkeypatch.setattr(cotrain, "choose_plans", lambda *_: chosen)
+    config = RunConfig(env=UNIPEN, cost_weight=0.1)
+    own = cotrain.own_masks(config, scenario, None)[0]
+    assert own[0].sum() == 2
+    assert not own[1:].any()
+
+
+def test_budgets_are_of_parameters(tmp_path):
+    with pytest.raises(ValueError, match="counts flops: budgets are of personal parameters"):
+        measure_seed(tmp_path, UNIPEN, 0, [])
+
+
 def test_the_harness_measures_masks_that_end_early(real_data, tmp_path):
     pairs = [word for name, value in MINIATURES[UNIPEN].items() for word in ("--env-kwargs", f"{name}:{json.dumps(value)}")]
-    methods = "base,intercept,all_on,best_static,gradient_norm,random,gumbel,hard_concrete,greedy"
+    methods = "base,intercept,all_on,best_static,gradient_norm,importance,random,gumbel,hard_concrete,greedy"
     few = ["--seeds", "1", "--workers", "1", "--shown", "--no-timing", "--cost-weights", "0.1"]
     run.main(["--env", UNIPEN, *pairs, "--methods", methods, *few, "--out", str(tmp_path)])
     with (tmp_path / "results.csv").open() as file:
@@ -130,4 +152,6 @@ def test_the_harness_measures_masks_that_end_early(real_data, tmp_path):
     assert {float(row["cost"]) for row in by["intercept"]} == {bare}  # all that runs is counted: the bare model at least
     assert {float(row["cost"]) for row in by["all_on"]} == {1.0}
     assert all(0 < float(row["cost"]) <= 1 for each in by.values() for row in each)
+    report = (tmp_path / "results.md").read_text()
+    assert "inf" not in report.replace("info", "")
     assert {"1" in row["mask"] for name in ("best_static", "greedy", "random") for row in by[name]} == {True}

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load, load_file, save
 
 from backbones.artefacts import ArtefactError
 from backbones.base import PopulationModel
@@ -92,8 +93,6 @@ def masks_of(pathways):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 def test_peft_and_the_original_model_answer_as_we_do(original, tmp_path):
-    from safetensors.torch import load_file
-
     for number, mask in enumerate(masks_of(original.pathways)):
         adapter, folder = adapter_of(original.pathways, mask), tmp_path / str(number)
         export_peft(original.pathways, adapter, folder)
@@ -177,7 +176,49 @@ def test_the_readme_needs_nothing_of_ours(exported):
     assert not {"dsa", "backbones", "serving"} & set(readme.replace("(", " ").split())
 
 
-def test_a_served_user_is_exported_and_nobody_else(tmp_path):
+@pytest.mark.parametrize("algorithm", ["fomaml", "anil"])
+def test_a_served_user_is_exported_as_they_are_answered(real_data, tmp_path, algorithm):
+    scenario = worlds.scenario("dsa/PopquornBert-v0", placement="lora", algorithm=algorithm, shrink=False)
+    data, user = scenario.data, scenario.data.population.train[0]
+    texts = data.population.items.take(user.support.inputs.tolist())
+    with Personaliser(scenario, BySign(), RULES, tmp_path / "users.db") as served:
+        served.enroll("u", texts, user.support.labels, 0.0)
+        served.export("u", tmp_path / "u")
+        answers = served.predict(["u"] * len(texts), texts)
+    again = import_peft(data.pathways, tmp_path / "u")
+    weights = {key: w.expand(1, *w.shape) for key, w in again.weights.items()}
+    with torch.no_grad():
+        logits = data.pathways.forward(data.pathways.model.backbone.prepare(texts)[None], weights, again.gates[None])[0]
+    torch.testing.assert_close(logits, answers, rtol=1e-4, atol=1e-4)
+    assert again.gates.any()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("adapter_config.json", {"bias": "lora_only"}, "no plain LoRA"),
+        ("adapter_config.json", {"alpha_pattern": {"query": 8}}, "no plain LoRA"),
+        ("adapter_config.json", {"r": None}, "no plain LoRA|does not say"),
+        ("dsa.json", {"version": 9}, "another version"),
+    ],
+)
+def test_checkpoints_that_mean_more_than_we_read_are_refused(exported, file, change, said):
+    original, folder = exported
+    found = json.loads((folder / file).read_text()) | change
+    (folder / file).write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+    with pytest.raises(ArtefactError, match=said):
+        import_peft(original.pathways, folder)
+
+
+def test_layers_that_were_added_later_are_refused(exported):
+    original, folder = exported
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(save(load(file.read_bytes()) | {"base_model.model.pooler.dense.lora_A.weight": torch.zeros(4, 32)}))
+    with pytest.raises(ArtefactError, match="has no place among these pathways"):
+        import_peft(original.pathways, folder)
+
+
+def test_a_model_of_our_own_is_not_exported_and_nobody_who_is_not_enrolled(tmp_path):
     scenario = worlds.digits("lora").scenario
     with Personaliser(scenario, BySign(), RULES, tmp_path / "users.db") as served:
         user = scenario.data.population.train[0]

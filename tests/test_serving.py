@@ -163,7 +163,8 @@ def test_updates_join_old_and_new_examples_as_long_as_they_are_of_one_kind(scena
         assert personaliser.update(user, inputs[:5], labels[:5]).labels == count + 5
         joined = personaliser.predict([user] * count, inputs)
         personaliser.enroll(user, torch.cat([inputs, inputs[:5]]), torch.cat([labels, labels[:5]]), 0.1)
-        torch.testing.assert_close(joined, personaliser.predict([user] * count, inputs), atol=0.03, rtol=0.03)
+        close = 0.03 if scenario.data.pathways.rate_scale < 1 else 5e-3  # half precision goes through every layer
+        torch.testing.assert_close(joined, personaliser.predict([user] * count, inputs), atol=close, rtol=close)
         ordinary = personaliser.predict(["eve"] * count, inputs, unknown="bare").argmax(1)
         assert personaliser.update(user, inputs, ordinary).labels == count  # they no longer are what they were
         assert personaliser.update(user, inputs[:2], labels[:2], cost_weight=0.3).cost_weight == 0.3

@@ -1,1 +1,1 @@
-"""What a step of the environments costs: ``python -m eval.bench env``, ``masks`` and ``scale``."""
+"""What steps of the environments cost, and serving: ``python -m eval.bench env``, ``masks``, ``scale`` and ``serving``."""

@@ -105,6 +105,8 @@ def _told(args: argparse.Namespace) -> list[str]:
     runs = ["--runs", *map(str, args.runs)] if args.runs else []
     for name in ("stored", "changed"):
         runs += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+    if args.stored:
+        runs += ["--users", str(args.users)]
     return [args.section, *runs]
 
 

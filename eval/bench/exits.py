@@ -25,7 +25,7 @@ SUCH = "dsa/UnipenResNetExit-v0"
 Runs = list[dict[str, Any]]
 
 
-def measure_exits(folders: list[Path], repeats: int = 31) -> Runs:
+def measure_exits(folders: list[Path], repeats: int = 15) -> Runs:
     """One row per run: accuracy on test users' query examples, and milliseconds of a batch of 64 different users. JSON-able.
 
     Args:

@@ -33,12 +33,13 @@ def measure_loras(users: int = USERS, repeats: int = 7, backbone: Backbone | Non
         made = make_backbone("minilm")
         backbone = made.backbone if isinstance(made, PopulationModel) else made
     model = PopulationModel(backbone, torch.randn(CLASSES, backbone.feature_width), torch.randn(CLASSES))
+    plain = deepcopy(model)  # before our hooks are on it
     pathways = LoraPathways(model, RANK)
     weights = {key: w + 0.02 * torch.randn(users, *w.shape) for key, w in pathways.start(0).items()}
     gates = torch.ones(users, pathways.num_pathways, dtype=torch.bool)
     gates[:, -1] = False  # PEFT's adapters have no head
     inputs = torch.randint(5, 20, (users, 1, TOKENS))
-    peft = with_adapters(model, pathways, weights)
+    peft = with_adapters(plain, pathways, weights)
     names = [f"user{u}" for u in range(users)]
     mine = {key: w[:1] for key, w in weights.items()}
 
@@ -66,16 +67,15 @@ def measure_loras(users: int = USERS, repeats: int = 7, backbone: Backbone | Non
 
 
 def with_adapters(model: PopulationModel, pathways: LoraPathways, weights: Weights) -> Any:
-    """A copy of the model under PEFT with an adapter ``user<u>`` for each of the stacked weights."""
+    """The model under PEFT with an adapter ``user<u>`` for each of the stacked weights; it is changed in place."""
     paths = {
         f"backbone.blocks.{p}.{inside}": f"{name}.{inside}"
         for p, name in enumerate(pathways.names[:-1])
         for inside in pathways.targets[p]
     }
     config = LoraConfig(r=pathways.rank, lora_alpha=pathways.rank, target_modules=[*paths])
-    copied = deepcopy(model)
     users = len(next(iter(weights.values())))
-    wrapped: Any = get_peft_model(copied, config, adapter_name="user0")
+    wrapped: Any = get_peft_model(model, config, adapter_name="user0")
     for user in tqdm(range(1, users), desc="adapters for PEFT", unit="user"):
         wrapped.add_adapter(f"user{user}", config)
     for path, key in paths.items():

@@ -28,8 +28,11 @@ def measure_residents(folder: Path, repeats: int = 31) -> dict[str, Any]:
     adapters, _ = adapters_of(folder, config, scenario)
     query = scenario.data.population.test[0].query.inputs[:1]
     items = scenario.data.population.items
-    inputs = scenario.data.pathways.model.backbone.prepare(query if items is None else items.take(query.tolist()))
-    inputs = inputs.expand(BATCH, *inputs.shape[1:])
+    raw = query if items is None else items.take(query.tolist())
+
+    def many(count: int) -> Any:  # as the backbone reads them: a tensor, or a list of texts
+        return raw.expand(count, *raw.shape[1:]) if isinstance(raw, Tensor) else [*raw] * count
+
     with TemporaryDirectory(prefix="dsa-bench-") as scratch:
         path = Path(scratch) / "users.db"
         with Personaliser.from_run(folder, path) as served, UserStore(path, served.identity) as store:
@@ -38,10 +41,10 @@ def measure_residents(folder: Path, repeats: int = 31) -> dict[str, Any]:
             store.put({f"user-{n}": records[n % len(records)] for n in range(TIMES * SLOTS)})
         roomy, tight = (Personaliser.from_run(folder, path, slots=count) for count in (TIMES * SLOTS, SLOTS))
         with roomy, tight:
-            roomy.predict([f"user-{n}" for n in range(TIMES * SLOTS)], inputs[:1].expand(TIMES * SLOTS, *inputs.shape[1:]))
+            roomy.predict([f"user-{n}" for n in range(TIMES * SLOTS)], many(TIMES * SLOTS))
             found = {}
             for law in ("uniform", "zipf"):
-                calls = {"all resident": _Asked(roomy, law, inputs), "a quarter": _Asked(tight, law, inputs)}
+                calls = {"all resident": _Asked(roomy, law, many(BATCH)), "a quarter": _Asked(tight, law, many(BATCH))}
                 found[law] = {name: asdict(spread) for name, spread in alternating_calls(calls, repeats).items()}
     return found
 
@@ -50,10 +53,10 @@ class _Asked:
     """Batches of inputs of users drawn anew for every call, the same ones for whoever is asked.
 
     Args:
-        served: who answers. law: ``uniform`` or ``zipf``. inputs: ``[BATCH, ...]``.
+        served: who answers. law: ``uniform`` or ``zipf``. inputs: BATCH raw ones.
     """
 
-    def __init__(self, served: Personaliser, law: str, inputs: Tensor) -> None:
+    def __init__(self, served: Personaliser, law: str, inputs: Any) -> None:
         self.served, self.inputs, self.draw = served, inputs, np.random.default_rng(0)
         weights: NDArray[np.float64] = 1 / np.arange(1, TIMES * SLOTS + 1) if law == "zipf" else np.ones(TIMES * SLOTS)
         self.chances = weights / weights.sum()

@@ -130,4 +130,6 @@ class Importance(Thresholded):
             loss = user_loss(pathways.logits(support.frozen, weights, on), support).sum()
             gradients = torch.autograd.grad(loss, list(weights.values()))
         products = {k: (w.detach() * g).abs().flatten(1) for (k, w), g in zip(weights.items(), gradients, strict=True)}
-        return torch.stack([torch.cat([products[k] for k in keys], 1).mean(1) for keys in pathways.keys.values()], 1)
+        none = torch.zeros(len(support), 1)  # of the model's own readout, which has no weights
+        each = [torch.cat([products[k] for k in keys], 1) if keys else none for keys in pathways.keys.values()]
+        return torch.stack([product.mean(1) for product in each], 1)
