@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 
 from agents import cotrain
-from agents.run import RunConfig
 from backbones.artefacts import ArtefactError
 from backbones.costs import CostModel
 from envs import MINIATURES, latency
+from envs.rules import Rules
 from envs.scenario import load_scenario
 from eval import run
 from eval.budgets import measure_seed
@@ -128,8 +129,7 @@ def test_co_training_passes_over_masks_that_have_nothing_to_learn(scenario, monk
     chosen[0, 0, 0] = True
     monkeypatch.setattr(cotrain, "load_policy", lambda *_: (None, None))
     monkeypatch.setattr(cotrain, "choose_plans", lambda *_: chosen)
-    config = RunConfig(env=UNIPEN, cost_weight=0.1)
-    own = cotrain.own_masks(config, scenario, None)[0]
+    own = cotrain.own_masks(SimpleNamespace(rules=Rules(0.1)), scenario, None)[0]
     assert own[0].sum() == 2
     assert not own[1:].any()
 
