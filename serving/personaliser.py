@@ -19,16 +19,17 @@ from agents.checkpoint import choose_plans, load_policy
 from agents.run import RunConfig
 from backbones.base import hash_tensors
 from backbones.pathways import Pathways, Weights
+from envs.oracles import crossed
 from envs.rules import Rules
 from envs.scenario import Scenario
-from meta.inner import MetaInit, adapt
+from meta.inner import MetaInit, adapt, measure
 from serving.examples import Shelf, batch_of, labelled, ready
 from serving.export import export_peft
 from serving.records import LEVELS, Adapter, Codec
 from serving.slots import Slots
 from serving.store import UnknownUserError, UserStore, check_id
 from users.base import Examples
-from users.batch import CHUNK
+from users.batch import CHUNK, Batch
 
 UNKNOWN = ("error", "bare")
 COUNTERS = ("predictions", "bare_predictions", "slot_hits", "slot_misses", "evictions")
@@ -299,8 +300,9 @@ class Personaliser:
     def update(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
         """New examples of an enrolled user: the mask is chosen and the adapter made anew, from new and earlier ones.
 
-        Earlier examples are there as far as ``keep`` allows. They are left out where the user has changed: where on the new
-        examples the adapter that was made from them predicts worse (in mean log-likelihood) than the bare model.
+        Earlier examples are there as far as ``keep`` allows. They are left out where the user has changed: where the adapter
+        made from them predicts the new examples worse (in mean log-likelihood) than the bare model does, or than adapters do
+        that are made of one half of these and asked about the other.
 
         Args:
             user: somebody who is enrolled.
@@ -325,15 +327,15 @@ class Personaliser:
                 self._drop([user])
                 return given
 
-    @torch.no_grad()
     def _has_changed(self, adapter: Adapter, new: Examples) -> bool:
         weights = {key: value[None] for key, value in (self.init.weights | adapter.weights).items()}
-        logits = [
-            self.pathways.forward(new.inputs[None], weights, gates[None])[0]
-            for gates in (adapter.gates, torch.zeros_like(adapter.gates))
-        ]
-        losses = [float(torch.nn.functional.cross_entropy(each, new.labels)) for each in logits]
-        return losses[0] > losses[1]
+        batch, on = batch_of(self.pathways, [new]), torch.ones(1, self.pathways.num_pathways, dtype=torch.bool)
+        known = measure(self.pathways, weights, adapter.gates[None], batch)[1]
+        bare = measure(self.pathways, weights, ~on, batch)[1]
+        return bool(known > bare) or (len(new) > 1 and bool(known > crossed(batch, on, self._fresh)[1]))
+
+    def _fresh(self, fit: Batch, on: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
+        return measure(self.pathways, adapt(self.pathways, self.init, fit, gates), gates, on)
 
     def export(self, user: str, folder: str | Path) -> None:
         """Write an enrolled user's adapter as a PEFT checkpoint, see :func:`serving.export.export_peft`.
