@@ -6,6 +6,7 @@ Shapes: U users, N examples per user, P pathways, R of the users who run, r rank
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -124,6 +125,29 @@ class LoraPathways(ThroughPathways):
                 _added(layer, read[layer], down, up)
 
         return run
+
+    @torch.no_grad()
+    def merged(self, weights: Weights, gates: Tensor) -> PopulationModel:
+        """A copy of the model into which one user's updates and head are added: as fast as the bare model.
+
+        Args:
+            weights: the user's, without a leading dimension.
+            gates: ``[P]`` bool.
+        """
+        model = deepcopy(self.model)
+        for p, name in enumerate(self.names[:-1]):
+            for inside in self.targets[p]:
+                layer = model.backbone.blocks[p].get_submodule(inside)
+                assert isinstance(layer, Layer)
+                layer._forward_hooks.clear()
+                if gates[p]:
+                    down, up = (weights[f"{name}.{inside}.{kind}"] for kind in ("down", "up"))
+                    scale = getattr(layer, "scale", torch.ones(len(up)))
+                    layer.weight += (scale[:, None] * up @ down.flatten(1)).view(layer.weight.shape)
+        if gates[-1]:
+            model.weight += weights["head.weight"].T
+            model.bias += weights["head.bias"]
+        return model
 
     def _into(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
         return hidden

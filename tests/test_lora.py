@@ -70,6 +70,20 @@ def test_it_is_what_changed_weights_give(case):
         torch.testing.assert_close(found[user], logits, rtol=1e-4, atol=1e-5)
 
 
+def test_one_users_updates_are_merged_and_leave_nothing_to_do(case):
+    pathways, inputs = case
+    weights, gates = spread(pathways, 6), gates_of(pathways)
+    before = pathways.model(inputs[0])
+    for user in range(6):
+        model = pathways.merged({key: w[user] for key, w in weights.items()}, gates[user])
+        found = pathways.forward(
+            inputs[user : user + 1], {k: w[user : user + 1] for k, w in weights.items()}, gates[user : user + 1]
+        )
+        torch.testing.assert_close(model(inputs[user]), found[0], rtol=1e-4, atol=1e-5)
+        assert not any(layer._forward_hooks for layer in model.modules())
+    assert torch.equal(pathways.model(inputs[0]), before)
+
+
 def test_cached_states_give_what_a_pass_through_the_model_gives(case):
     pathways, inputs = case
     weights, gates = spread(pathways, 6), gates_of(pathways)
