@@ -31,6 +31,10 @@ class Hidden:
         """The same context around another tensor."""
         return Hidden(tensor, self.context)
 
+    def at(self, places: Tensor) -> "Hidden":
+        """Some of the examples."""
+        return Hidden(self.tensor[places], {name: value[places] for name, value in self.context.items()})
+
     def first(self, count: int) -> "Hidden":
         """The first so many examples."""
         if count == len(self.tensor):
@@ -95,6 +99,10 @@ class Backbone(nn.Module, ABC):
     def outline(self, hidden: Hidden) -> Tensor:
         """Any hidden state to what an early readout reads, ``[N, D]``: here what :meth:`pool` gives."""
         return self.pool(hidden)
+
+    def without(self, index: int, hidden: Hidden) -> Hidden:
+        """What stands in for block ``index`` where it is left out (one that is skippable): here the identity."""
+        return hidden
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features ``[N, F]`` of inputs ``[N, ...]``: the whole chain."""

@@ -182,6 +182,12 @@ class TextBackbone(Backbone):
         """Sub-layer ``index``."""
         return hidden.with_tensor(self.blocks[index](hidden.tensor, hidden.context["mask"]))
 
+    def without(self, index: int, hidden: Hidden) -> Hidden:
+        """See :meth:`Backbone.without`: the residual branch goes, the layer norm stays."""
+        norm = self.blocks[index].norm
+        assert isinstance(norm, nn.Module)
+        return hidden.with_tensor(norm(hidden.tensor))
+
     def readout(self, hidden: Hidden) -> Tensor:
         """Mean over real tokens, ``[N, W]``."""
         return self.pool(hidden)

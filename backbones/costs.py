@@ -18,9 +18,10 @@ class CostModel:
     Attributes:
         own: ``[P]``, of each pathway that is on.
         stretches: ``[D]``, of the parts of the network that a mask may leave out, in order of depth.
-        depth: ``[P]``, how many of these stretches a pathway needs.
+        depth: ``[P]``, how many of these stretches a pathway needs; 0 for what only lets others run.
         fixed: of what always runs.
-        empty: what is added where nothing is on: then the whole bare model runs.
+        empty: what is added where nothing is on that needs a stretch: then the whole bare model runs.
+        switch: ``[D]``, the gate without which a stretch is not run even where it is needed, -1 for none; None: none at all.
     """
 
     own: Tensor
@@ -28,6 +29,7 @@ class CostModel:
     depth: Tensor
     fixed: float = 0.0
     empty: float = 0.0
+    switch: Tensor | None = None
 
     @staticmethod
     def of_pathways(own: Tensor | NDArray[np.float64]) -> "CostModel":
@@ -39,9 +41,11 @@ class CostModel:
         """Cost ``[...]`` of masks ``[..., P]``; of probabilities, the mean over masks of independent bits."""
         on = gates.double()
         cost = self.fixed + on @ self.own
-        for d, price in enumerate(self.stretches):  # run unless all that needs it is off
-            cost = cost + price * (1 - (1 - on[..., self.depth > d]).prod(-1))
-        return cost + self.empty * (1 - on).prod(-1) if self.empty else cost
+        switch = [-1] * len(self.stretches) if self.switch is None else self.switch.tolist()
+        for d, (price, gate) in enumerate(zip(self.stretches, switch, strict=True)):  # run unless all that needs it is off
+            needed = 1 - (1 - on[..., self.depth > d]).prod(-1)
+            cost = cost + price * (needed if gate < 0 else needed * on[..., gate])
+        return cost + self.empty * (1 - on[..., self.depth > 0]).prod(-1) if self.empty else cost
 
     def of(self, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
         """The same for arrays."""
@@ -72,14 +76,16 @@ class CostModel:
         """The same in shares of having everything on."""
         whole = float(self(torch.ones(len(self.own))))
         own, stretches = self.own / whole, self.stretches / whole
-        return CostModel(own, stretches, self.depth, self.fixed / whole, self.empty / whole)
+        return CostModel(own, stretches, self.depth, self.fixed / whole, self.empty / whole, self.switch)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as one flat dict, for saving and hashing."""
         scalars = {"fixed": torch.tensor(self.fixed).double(), "empty": torch.tensor(self.empty).double()}
-        return {"own": self.own, "stretches": self.stretches, "depth": self.depth, **scalars}
+        switch = {} if self.switch is None else {"switch": self.switch}
+        return {"own": self.own, "stretches": self.stretches, "depth": self.depth, **scalars, **switch}
 
     @staticmethod
     def from_tensors(found: dict[str, Tensor]) -> "CostModel":
         """The inverse of :meth:`tensors`."""
-        return CostModel(found["own"], found["stretches"], found["depth"], float(found["fixed"]), float(found["empty"]))
+        scalars = float(found["fixed"]), float(found["empty"])
+        return CostModel(found["own"], found["stretches"], found["depth"], *scalars, found.get("switch"))

@@ -23,12 +23,17 @@ class InlinePathways(ThroughPathways):
         """See :meth:`Pathways.out_width`."""
         return self.widths[pathway]
 
+    bears = ("adapters", "skip")
+
     @torch.no_grad()
     def frozen(self, inputs: Tensor) -> Frozen:
-        """Hidden states after every block, channels last, then the readout features."""
+        """Hidden states (before the first block where some may be left out, and) after every block, then readout features.
+
+        All but the features are channels last.
+        """
         backbone = self.model.backbone
         hidden = backbone.stem(inputs)
-        sites = []
+        sites = [hidden.tensor.movedim(backbone.channel_axis, -1).contiguous()] if self.runs else []
         for index in range(len(backbone.blocks)):
             hidden = backbone.block(index, hidden)
             sites.append(hidden.tensor.movedim(backbone.channel_axis, -1).contiguous())
@@ -43,7 +48,7 @@ class InlinePathways(ThroughPathways):
         return partial(self._delta, pathway, read, alone, batch)
 
     def _into(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
-        return self._block(p, hidden, batch.context, users)
+        return self._block(p, hidden, users, batch)
 
     def _applied(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
         rows = batch.gates[users, p].nonzero()[:, 0]

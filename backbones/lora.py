@@ -155,10 +155,10 @@ class LoraPathways(ThroughPathways):
     def _applied(self, p: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
         rows = batch.gates[users, p].nonzero()[:, 0]
         with self._updating(p, users, rows, batch):
-            after = self._block(p, hidden, batch.context, users)
+            after = self._block(p, hidden, users, batch)
         if batch.changes is not None and len(rows):
             with torch.no_grad():
-                plain = self._block(p, rows_of(hidden, rows), batch.context, users[rows])
+                plain = self._block(p, rows_of(hidden, rows), users[rows], batch)
                 apart = (rows_of(after, rows) - plain).flatten(2).norm(dim=2)
                 batch.changes[users[rows], :, p] = apart / plain.flatten(2).norm(dim=2).clamp_min(1e-12)
         return after

@@ -6,8 +6,11 @@ Shapes: U users, N examples per user, P pathways, C classes, F features, r rank.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.base import Hidden, PopulationModel
@@ -15,9 +18,11 @@ from backbones.costs import CostModel
 from backbones.registry import Registry, did_you_mean
 
 Work = Callable[[], object]
-GATES = ("adapters", "exit")
-"""What a mask may switch: personal pathways alone, or the model's own readout too, without which inference may end early."""
-READOUT = "readout"
+GATES = ("adapters", "exit", "skip", "exit+skip")
+"""What a mask may switch: personal pathways alone; or the model's own readout too, without which inference may end early; or
+every block that the identity may stand in for; or both."""
+READOUT, RUN = "readout", ".run"
+"""What the pathway of the model's own readout is called, and how the names of the gates of blocks end."""
 
 Weights = dict[str, Tensor]
 """Adapter weights by key ``"<pathway>.<part>"``; one user's, or stacked with a leading user dimension."""
@@ -74,6 +79,11 @@ def _cat(tensors: Sequence[Tensor]) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Under(Frozen):
+    """What pathways read under masks that leave blocks out; see :meth:`Pathways.under`."""
+
+
 def population_logits(model: PopulationModel, frozen: Frozen) -> Tensor:
     """Logits ``[..., C]`` with every pathway off, from readout features and offset."""
     logits = torch.nn.functional.linear(frozen.sites[-1], model.weight, model.bias)
@@ -84,20 +94,25 @@ class Pathways(ABC):
     """P gateable units along a frozen population model; the last one is the user's head.
 
     With the gates ``"exit"`` the model's own readout is one more, the last but one. Where it is off its logits count for
-    nothing, and nothing is run beyond the deepest block that an active pathway reads (of the head the last one). A mask with
-    nothing on is executed as `all_off`, the whole bare model: see :meth:`executed`.
+    nothing, and nothing is run beyond the deepest block that an active pathway reads (of the head the last one). With the
+    gates ``"skip"`` every block of one shape in and out has a gate of its own, ``"<block>.run"``, behind the adapters; where
+    it is off the block is not run, see :meth:`Backbone.without`. A mask without anything that speaks (a personal pathway, or
+    the readout where it has a gate) is executed as `all_off`, the whole bare model: see :meth:`executed`.
 
-    Source of early exits: Teerapittayanon et al. 2016, "BranchyNet".
+    Sources: early exits, Teerapittayanon et al. 2016, "BranchyNet"; blocks left out, Wu et al. 2018, "BlockDrop", and
+    Huang et al. 2016, "Deep Networks with Stochastic Depth".
 
     Attributes:
         model: the frozen model.
         gates: one of :data:`GATES`.
-        names: P unique names, sites in order of depth, then (``"readout"`` and) ``"head"``.
-        site_of: which of the sites of :class:`Frozen` each pathway reads.
+        names: P unique names: sites in order of depth, the blocks' own gates, ``"readout"``, ``"head"``.
+        site_of: how many blocks are before what each pathway reads, or lets run: B for readout and head.
+        runs: by block that may be left out, its gate's place among the pathways.
+        reach: ``[P]``, how many stretches of the network (the blocks, then the readout) a pathway needs; 0 for blocks' gates.
         widths: what each pathway reads, ``width_p``.
         costs: of masks; personal parameters switched on, as long as nobody sets another model.
         pooled: whether :meth:`frozen` keeps one vector per example and site: little enough to keep on disk.
-        can_exit: whether the placement bears the gates ``"exit"``.
+        bears: the gates that the placement bears, names in :data:`GATES`.
         rate_scale: what share of an inner learning rate the blocks' pathways bear.
 
     Raises:
@@ -106,7 +121,7 @@ class Pathways(ABC):
     """
 
     pooled: bool
-    can_exit: bool = False
+    bears: tuple[str, ...] = ("adapters",)
     rate_scale: float = 1.0
 
     def __init__(self, model: PopulationModel, rank: int = 16, gates: str = "adapters") -> None:
@@ -114,18 +129,20 @@ class Pathways(ABC):
             raise ValueError(f"the rank of an adapter must be at least 1, got {rank}.")
         if gates not in GATES:
             raise ValueError(f"unknown gates {gates!r}. {did_you_mean(gates, GATES)}")
-        if gates == "exit" and not self.can_exit:
-            raise ValueError(
-                "inference can end early only where no pathway feeds a later block: gates='exit' needs placement='side'."
-            )
+        if gates not in self.bears:
+            raise ValueError(_not_borne(gates))
         self.model, self.rank, self.gates = model, rank, gates
         blocks = model.backbone.block_names
-        if taken := sorted({"stem", READOUT, "head"} & {*blocks}):
+        if taken := sorted(name for name in blocks if name in ("stem", READOUT, "head") or name.endswith(RUN)):
             raise ValueError(f"a block is called {taken[0]!r}, which means something else here: give it another name.")
         last = len(blocks)
+        left_out = [b for b, spec in enumerate(model.backbone.specs()) if spec.skippable] if "skip" in gates else []
         own = (READOUT,) if self.exits else ()
-        self.names = (*blocks, *own, "head")
-        self.site_of = (*range(last), *(last for _ in own), last)
+        self.runs = {b: last + place for place, b in enumerate(left_out)}
+        self.names = (*blocks, *(f"{blocks[b]}{RUN}" for b in left_out), *own, "head")
+        self.site_of = (*range(last), *left_out, *(last for _ in own), last)
+        self.reach = torch.tensor([site + 1 if self.exits else last + 1 for site in self.site_of])
+        self.reach[[*self.runs.values()]] = 0
         widths = (*self.read_widths(), model.backbone.feature_width)
         self.widths = tuple(widths[site] for site in self.site_of)
         self.keys = {p: tuple(self.initial(torch.Generator(), p)) for p in range(len(self.names))}
@@ -152,7 +169,7 @@ class Pathways(ABC):
     @property
     def exits(self) -> bool:
         """Whether inference may end before the last block."""
-        return self.gates == "exit"
+        return "exit" in self.gates
 
     @property
     def readout(self) -> int | None:
@@ -163,15 +180,34 @@ class Pathways(ABC):
         """How many stretches of the network executed masks ``[U, P]`` need, ``[U]``: the blocks, then the readout."""
         if not self.exits:
             return torch.full((len(masks),), self.site_of[-1] + 1)
-        return ((torch.tensor(self.site_of) + 1) * masks).amax(1)
+        return (self.reach * masks).amax(1)
 
     def executed(self, masks: Tensor) -> Tensor:
-        """What is run for masks ``[U, P]``: where nothing is on, the model's own readout is."""
-        if self.readout is None:
+        """What is run for masks ``[U, P]``: where nothing speaks, the blocks and the model's own readout are on."""
+        speaks, stands = (torch.from_numpy(places) for places in whole_model(self.names))
+        if not len(stands):
             return masks
-        masks = masks.clone()
-        masks[:, self.readout] |= ~masks.any(1)
-        return masks
+        silent = ~masks[:, speaks].any(1, keepdim=True)
+        return masks.index_put((torch.arange(len(masks))[:, None], stands), masks[:, stands] | silent)
+
+    def site(self, frozen: Frozen, place: int) -> Tensor:
+        """What is read behind so many blocks, ``[..., width]``; where blocks may be left out, what they start from is first."""
+        return frozen.sites[place + bool(self.runs)]
+
+    def under(self, frozen: Frozen, gates: Tensor) -> Frozen:
+        """``frozen [U, N, ...]`` as it is under masks ``[U, P]``, for several calls of :meth:`logits`: here as it is."""
+        return frozen
+
+    def run_block(self, index: int, hidden: Hidden, gates: Tensor) -> Hidden:
+        """Block ``index`` on the states of R users ``[R * N, ...]`` under their masks ``[R, P]``, of whom some leave it out."""
+        backbone = self.model.backbone
+        if index not in self.runs or gates[:, self.runs[index]].all():
+            return backbone.block(index, hidden)
+        places = gates[:, self.runs[index]].repeat_interleave(len(hidden.tensor) // len(gates)).nonzero()[:, 0]
+        instead = backbone.without(index, hidden)
+        if not len(places):
+            return instead
+        return instead.with_tensor(instead.tensor.index_copy(0, places, backbone.block(index, hidden.at(places)).tensor))
 
     @abstractmethod
     def out_width(self, pathway: int) -> int:
@@ -183,8 +219,8 @@ class Pathways(ABC):
         At exactly zero, ``down`` would get no gradient in the first inner step.
         """
         name, width = self.names[pathway], self.widths[pathway]
-        if pathway == self.readout:
-            return {}  # it is the population's
+        if len(self.model.backbone.blocks) <= pathway < len(self.names) - 1:
+            return {}  # blocks and readout are the population's
         if name == "head":
             return {
                 "head.weight": torch.zeros(width, self.model.num_classes),
@@ -262,6 +298,21 @@ def _side(model: PopulationModel, rank: int, gates: str) -> Pathways:
     from backbones.side import SidePathways
 
     return SidePathways(model, rank, gates)
+
+
+@cache
+def whole_model(names: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of pathways of these names, the places of those that speak, and of those that stand for the model as it was."""
+    runs = np.array([name.endswith(RUN) for name in names])
+    return (~runs).nonzero()[0], (runs | np.array([name == READOUT for name in names])).nonzero()[0]
+
+
+def _not_borne(gates: str) -> str:
+    if "exit" in gates:
+        return f"inference can end early only where no pathway feeds a later block: gates={gates!r} needs placement='side'."
+    return (
+        f"an update of a block's own weights is nothing without the block: gates={gates!r} needs placement 'inline' or 'side'."
+    )
 
 
 def make_pathways(placement: str, model: PopulationModel, rank: int = 16, gates: str = "adapters") -> Pathways:

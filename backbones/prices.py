@@ -96,11 +96,17 @@ def costs_of(pathways: Pathways, cost: str, folder: Path) -> CostModel:
 
 
 def cost_model(pathways: Pathways, prices: Mapping[str, float]) -> CostModel:
-    """The cost of masks, from what every part of a forward pass costs; names as :func:`parts` gives them."""
-    own = torch.tensor([prices[f"+{name}"] for name in pathways.names], dtype=torch.float64)
+    """The cost of masks, from what every part of a forward pass costs; names as :func:`parts` gives them.
+
+    What stands in for a block that is left out counts nothing.
+    """
+    runs, names = {*pathways.runs.values()}, pathways.names
+    own = torch.tensor([0.0 if p in runs else prices[f"+{name}"] for p, name in enumerate(names)], dtype=torch.float64)
     blocks = [prices[name] for name in (*pathways.model.backbone.block_names, "readout")]
-    if not pathways.exits:
-        fixed = prices["stem"] + sum(blocks) + prices["+readout"]
-        return CostModel(own, torch.zeros(0), torch.zeros(len(own)), fixed).scaled()
-    stretches, depth = torch.tensor(blocks, dtype=torch.float64), torch.tensor(pathways.site_of) + 1
-    return CostModel(own, stretches, depth, prices["stem"], sum(blocks) + prices["+readout"]).scaled()
+    last = 0.0 if pathways.exits else prices["+readout"]
+    if not (pathways.exits or runs):
+        return CostModel(own, torch.zeros(0), torch.zeros(len(own)), prices["stem"] + sum(blocks) + last).scaled()
+    stretches = torch.tensor(blocks, dtype=torch.float64)
+    switch = torch.tensor([pathways.runs.get(d, -1) for d in range(len(blocks))]) if runs else None
+    empty = sum(blocks) + prices["+readout"] - last
+    return CostModel(own, stretches, pathways.reach, prices["stem"] + last, empty, switch).scaled()

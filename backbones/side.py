@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backbones.base import Hidden
-from backbones.pathways import Frozen, Pathways, Weights, Work, population_logits, rows_of
+from backbones.pathways import GATES, Frozen, Pathways, Under, Weights, Work, population_logits, rows_of
 
 GATHERED = 3
 """How much dearer it is to copy a user's weights and to use them than to use them where they are."""
@@ -26,8 +26,12 @@ class SidePathways(Pathways):
     subset may be on; the near-zero start of the up-projection is that of the inline adapters.
     """
 
-    pooled = True
-    can_exit = True
+    bears = GATES
+
+    @property
+    def pooled(self) -> bool:  # type: ignore[override]
+        """See :class:`Pathways`: not where blocks may be left out, which takes the states that the first one reads."""
+        return not self.runs
 
     @torch.no_grad()
     def read_widths(self) -> list[int]:
@@ -48,24 +52,45 @@ class SidePathways(Pathways):
         """Pooled, normalised hidden states after every block, then the readout features."""
         backbone = self.model.backbone
         hidden = backbone.stem(inputs)
+        entered = ((hidden.tensor,), hidden.context) if self.runs else ((), {})
+        sites = self._sites(hidden, torch.ones(1, self.num_pathways, dtype=torch.bool))
+        return Frozen((*entered[0], *sites), entered[1])
+
+    def _sites(self, hidden: Hidden, gates: Tensor) -> list[Tensor]:
+        """What is read behind every block, then the readout's features, from the states that the first block reads."""
         sites = []
-        for index in range(len(backbone.blocks)):
-            hidden = backbone.block(index, hidden)
+        for index in range(len(self.model.backbone.blocks)):
+            hidden = self.run_block(index, hidden, gates)
             sites.append(self._pooled(hidden))
-        return Frozen((*sites, backbone.readout(hidden)))
+        return [*sites, self.model.backbone.readout(hidden)]
+
+    @torch.no_grad()
+    def under(self, frozen: Frozen, gates: Tensor) -> Frozen:
+        """See :meth:`Pathways.under`: the network is run again for users who leave blocks out."""
+        gates, runs = self.executed(gates), [*self.runs.values()]
+        rows = (~gates[:, runs]).any(1).nonzero()[:, 0]
+        if isinstance(frozen, Under) or not len(rows):
+            return frozen
+        shape = (len(rows), frozen.sites[0].shape[1])
+        hidden = Hidden(frozen.sites[0], frozen.context).at(rows)
+        hidden = Hidden(hidden.tensor.flatten(0, 1), {name: value.flatten(0, 1) for name, value in hidden.context.items()})
+        sites = [site.unflatten(0, shape) for site in self._sites(hidden, gates[rows])]
+        before = (self.site(frozen, place) for place in range(len(sites)))
+        changed = (old.index_copy(0, rows, new.to(old.dtype)) for old, new in zip(before, sites, strict=True))
+        return Under((frozen.sites[0], *changed), frozen.context, frozen.offset)
 
     def pool(self, pathway: int, frozen: Frozen) -> Tensor:
         """See :meth:`Pathways.pool`."""
-        return frozen.sites[self.site_of[pathway]]
+        return self.site(frozen, self.site_of[pathway])
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`. ``changes`` are relative to the population model's logits."""
-        gates = self.executed(gates)
+        gates, frozen = self.executed(gates), self.under(frozen, gates)
         logits = base = population_logits(self.model, frozen)
         if self.readout is not None:
             logits = base * gates[:, self.readout, None, None]
         for p in gates.any(0).nonzero()[:, 0].tolist():
-            if p == self.readout:
+            if not self.keys[p]:
                 continue
             rows = gates[:, p].nonzero()[:, 0]
             delta = self._delta(p, rows_of(self.pool(p, frozen), rows), weights, rows)
@@ -86,13 +111,14 @@ class SidePathways(Pathways):
             running = int((depth > site).sum())
             hidden = hidden.first(running * examples)
             if site < len(backbone.blocks):
-                hidden = backbone.block(site, hidden)
+                hidden = self.run_block(site, hidden, gates[:running])
             self._add(logits, site, hidden, weights, gates[:running], order)
         return rows_of(logits, order.argsort())
 
     def _add(self, logits: Tensor, site: int, hidden: Hidden, weights: Weights, gates: Tensor, users: Tensor) -> None:
         """Add to ``logits [U, N, C]`` what a site's pathways say for the first R users, under their gates ``[R, P]``."""
-        on = [p for p, read in enumerate(self.site_of) if read == site and gates[:, p].any()]
+        speaks = [p for p, read in enumerate(self.site_of) if read == site and (self.keys[p] or p == self.readout)]
+        on = [p for p in speaks if gates[:, p].any()]
         last, running = site == len(self.model.backbone.blocks), slice(len(gates))
         if not (on or last):
             return

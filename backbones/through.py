@@ -52,7 +52,7 @@ class ThroughPathways(Pathways):
 
     def pool(self, pathway: int, frozen: Frozen) -> Tensor:
         """See :meth:`Pathways.pool`."""
-        site = frozen.sites[pathway]
+        site = self.site(frozen, self.site_of[pathway])
         if pathway == self.num_pathways - 1:
             return site
         hidden = self._flat(site, frozen.context, torch.arange(len(site)))
@@ -60,8 +60,9 @@ class ThroughPathways(Pathways):
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`."""
-        last, batch = self.num_pathways - 1, Batched(frozen.context, weights, gates, changes)
-        first = torch.where(gates.any(1), gates.int().argmax(1), last)
+        gates, last = self.executed(gates), len(self.model.backbone.blocks)
+        batch = Batched(frozen.context, weights, gates, changes)
+        first = self._first(gates)
         order = first.argsort(stable=True)
         starts = torch.bincount(first, minlength=last + 1).tolist()
         running = torch.empty(0, dtype=torch.long)
@@ -72,11 +73,11 @@ class ThroughPathways(Pathways):
             if starts[p]:
                 joining = order[len(running) : len(running) + starts[p]]
                 running = torch.cat([running, joining])
-                joined = rows_of(frozen.sites[p], joining)
+                joined = self._joining(p, frozen, joining, batch)
                 hidden = joined if hidden is None else torch.cat([hidden, joined])
             if hidden is not None:
                 hidden = self._applied(p, hidden, running, batch)
-        features = rows_of(frozen.sites[last], order[len(running) :])
+        features = rows_of(frozen.sites[-1], order[len(running) :])
         if hidden is not None:
             features = torch.cat([self._readout(hidden, frozen.context, running), features])
         logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
@@ -89,14 +90,31 @@ class ThroughPathways(Pathways):
         backbone, shape, everybody = self.model.backbone, inputs.shape[:2], torch.arange(len(gates))
         entered = backbone.stem(inputs.flatten(0, 1))
         context = {name: value.unflatten(0, shape) for name, value in entered.context.items()}
-        batch = Batched(context, weights, gates)
+        batch = Batched(context, weights, self.executed(gates))
         hidden = entered.tensor.movedim(backbone.channel_axis, -1).unflatten(0, shape)
-        for p in range(self.num_pathways - 1):
+        for p in range(len(backbone.blocks)):
             hidden = self._into(p, hidden, everybody, batch)
             hidden = self._applied(p, hidden, everybody, batch)
         features = self._readout(hidden, context, everybody)
         logits = torch.nn.functional.linear(features, self.model.weight, self.model.bias)
         return self._with_head(logits, features, everybody, batch)
+
+    def _first(self, gates: Tensor) -> Tensor:
+        """At which block the masks ``[U, P]`` first change anything; B where they do at none."""
+        blocks = len(self.model.backbone.blocks)
+        changed = gates[:, :blocks].clone()
+        for block, gate in self.runs.items():
+            changed[:, block] |= ~gates[:, gate]
+        return torch.where(changed.any(1), changed.int().argmax(1), blocks)
+
+    def _joining(self, p: int, frozen: Frozen, users: Tensor, batch: Batched) -> Tensor:
+        """States where pathway p reads them, of users for whom nothing before block p is changed."""
+        if p not in self.runs or (runs := batch.gates[users, self.runs[p]]).all():
+            return rows_of(self.site(frozen, p), users)
+        site, without = self.site(frozen, p)[users], (~runs).nonzero()[:, 0]
+        before = self._flat(self.site(frozen, p - 1)[users[without]], batch.context, users[without])
+        instead = self.model.backbone.without(p, before).tensor.movedim(self.model.backbone.channel_axis, -1)
+        return site.index_copy(0, without, instead.unflatten(0, (len(without), -1)))
 
     def _with_head(self, logits: Tensor, features: Tensor, users: Tensor, batch: Batched) -> Tensor:
         p = self.num_pathways - 1
@@ -122,10 +140,9 @@ class ThroughPathways(Pathways):
         tensor = hidden.flatten(0, 1).movedim(-1, self.model.backbone.channel_axis)
         return Hidden(tensor, {k: rows_of(v, users).flatten(0, 1) for k, v in context.items()})
 
-    def _block(self, index: int, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
-        backbone = self.model.backbone
-        after = backbone.block(index, self._flat(hidden, context, users)).tensor
-        return after.movedim(backbone.channel_axis, -1).unflatten(0, hidden.shape[:2])
+    def _block(self, index: int, hidden: Tensor, users: Tensor, batch: Batched) -> Tensor:
+        after = self.run_block(index, self._flat(hidden, batch.context, users), rows_of(batch.gates, users)).tensor
+        return after.movedim(self.model.backbone.channel_axis, -1).unflatten(0, hidden.shape[:2])
 
     def _readout(self, hidden: Tensor, context: Mapping[str, Tensor], users: Tensor) -> Tensor:
         return self.model.backbone.readout(self._flat(hidden, context, users)).unflatten(0, hidden.shape[:2])

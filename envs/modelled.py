@@ -84,7 +84,9 @@ class PersonalEnv(PathwaySelectionEnv):
       (0.2), ``resample`` (True), ``neutral`` (False), ``start_steps`` (0), ``keep`` (``"best"``), ``shrink`` (True): see
       :class:`meta.trainer.MetaConfig`;
     * ``gates`` (``"adapters"``): what a mask may switch; ``"exit"`` makes the model's own readout a pathway, without which
-      inference may end early (``placement="side"``), see :class:`envs.unipen.UnipenResNetExitEnv`;
+      inference may end early (``placement="side"``), see :class:`envs.unipen.UnipenResNetExitEnv`; ``"skip"`` gives a gate to
+      every block of one shape in and out, the identity being run in its place (not with ``placement="lora"``); or
+      ``"exit+skip"``;
     * ``cost`` (``"parameters"``): what cost counts; ``"flops"`` or ``"latency"`` (measured by ``python -m envs.latency``): all
       that runs, the backbone included;
     * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`;

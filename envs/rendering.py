@@ -5,18 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from backbones.pathways import READOUT
+from backbones.pathways import READOUT, RUN
 
 ON, OFF, UNRUN, GAP = (46, 134, 89), (226, 229, 233), (88, 94, 104), (255, 255, 255)
 CELL = 16
 
 
 def unrun(pathways: Sequence[str], mask: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """``[P]``: behind the exit, where inference ends before what a pathway would read."""
-    places = np.arange(len(pathways))
-    if READOUT not in pathways or mask[pathways.index(READOUT) :].any() or not mask.any():
+    """``[P]``: behind the exit, where inference ends before what a pathway would read, or what it would let run."""
+    blocks = [name for name in pathways if not name.endswith(RUN) and name not in (READOUT, "head")]
+    depth = {name: place for place, name in enumerate(blocks)}
+    places = np.array([depth.get(name.removesuffix(RUN), len(blocks)) for name in pathways])
+    speaks = places[[bool(on) and not name.endswith(RUN) for name, on in zip(pathways, mask, strict=True)]]
+    if READOUT not in pathways or not len(speaks):
         return np.zeros(len(pathways), dtype=bool)
-    return places > places[mask.astype(bool)].max()
+    return places > speaks.max()
 
 
 def gates_as_text(pathways: Sequence[str], rows: Sequence[tuple[str, NDArray[np.int8]]]) -> str:

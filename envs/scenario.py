@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backbones.costs import COSTS
-from backbones.pathways import READOUT
+from backbones.pathways import whole_model
 from backbones.registry import Registry, did_you_mean
 from envs.by_user import ByUser, Observed
 from envs.oracles import Oracle, Plans, Users
@@ -78,12 +78,12 @@ class Scenario:
         return self.made_of.get("cost", COSTS[0]).split()[0]
 
     def executed(self, masks: Plans) -> Plans:
-        """What is run for masks ``[..., P]``: where nothing is on and the model's own readout is a pathway, that one is."""
-        if READOUT not in self.pathways:
+        """What is run for masks ``[..., P]``: where nothing speaks, such blocks and readout as have a gate are on."""
+        speaks, stands = whole_model(tuple(self.pathways))
+        if not len(stands):
             return masks
-        own = self.pathways.index(READOUT)
         masks = masks.copy()
-        masks[..., own] |= ~masks.any(-1)
+        masks[..., stands] |= ~masks[..., speaks].any(-1, keepdims=True)
         return masks
 
     def users(self, split: str) -> NDArray[np.int64]:

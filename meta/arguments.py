@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backbone", help="resnet-small, resnet18, resnet34, resnet50, minilm, bert, or a registered one")
     group.add_argument("--placement", help=f"of the pathways: {' or '.join(PLACEMENTS)}")
     group.add_argument(
-        "--gates", choices=GATES, help="what a mask may switch; exit: inference may end early (--placement side)"
+        "--gates", choices=GATES, help="what a mask may switch; exit: inference may end early; skip: blocks may be left out"
     )
     group.add_argument("--data", type=Path, help="--users table: CSV or Parquet with user_id, label and text or image")
     group.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")

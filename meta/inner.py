@@ -107,11 +107,11 @@ def adapt(
     owners = {key: p for p in moving for key in pathways.keys[p]}
     if not owners:
         return weights
-    trust = init.trust(support)
+    trust, frozen = init.trust(support), pathways.under(support.frozen, gates)
     for step in range(init.steps):
         with torch.enable_grad():
             current = {k: weights[k] if meta else weights[k].detach().requires_grad_() for k in owners}
-            losses = user_loss(pathways.logits(support.frozen, weights | current, gates), support)
+            losses = user_loss(pathways.logits(frozen, weights | current, gates), support)
             loss = (losses * trust).sum()
             gradients = torch.autograd.grad(loss, list(current.values()), create_graph=second_order)
         with torch.set_grad_enabled(meta):

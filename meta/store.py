@@ -21,7 +21,7 @@ def init_facts(data: Prepared) -> dict[str, Any]:
         "rank": data.pathways.rank,
         "placement": type(data.pathways).__name__,
     }
-    if data.pathways.exits:
+    if data.pathways.gates != "adapters":
         facts["gates"] = data.pathways.gates
     if data.pathways.rate_scale != 1:
         facts["rate_scale"] = data.pathways.rate_scale

@@ -238,6 +238,14 @@ def test_specs_are_as_computed_by_hand(backbone):
     assert len(set.union(*owned)) == sum(map(len, owned))
 
 
+def test_where_a_sub_layer_is_left_out_the_branch_goes_and_the_norm_stays(backbone):
+    hidden = backbone.stem(backbone.prepare(["one two three", "two"]))
+    for index, block in enumerate(backbone.blocks):
+        instead = backbone.without(index, hidden)
+        torch.testing.assert_close(instead.tensor, block.norm(hidden.tensor))
+        assert instead.context is hidden.context
+
+
 def test_the_reference_is_one_text_of_real_tokens(backbone):
     reference = backbone.reference_inputs()
     assert reference.dtype == torch.int64 and reference.shape == (1, 32)

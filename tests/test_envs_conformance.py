@@ -28,3 +28,10 @@ class TestTheOtherPlacement(EnvConformance):
         usual = gym.spec(self.env_id).kwargs.get("placement", "side")
         other = {"side": "inline", "inline": "side"}[usual]
         self.kwargs = {**envs.MINIATURES[self.env_id], "placement": other, "meta_steps": 1, **SLOW}
+
+
+class TestBlocksThatMayBeLeftOut(EnvConformance):
+    @pytest.fixture(autouse=True, params=[("dsa/DigitsResNet-v0", "skip"), ("dsa/PopquornBertExit-v0", "exit+skip")])
+    def _id(self, request, real_data):
+        self.env_id, gates = request.param
+        self.kwargs = {**envs.MINIATURES[self.env_id], "gates": gates, "cost": "flops", "meta_steps": 1}

@@ -308,7 +308,7 @@ class Prepared:
             self._remark(backbone.truncated - before, what)
             return table
         facts = {"placement": type(self.pathways).__name__, "version": 2}
-        if self.pathways.exits:
+        if self.pathways.gates != "adapters":
             facts["gates"] = self.pathways.gates
         key = cache_key(model=self.pathways.model.backbone_fingerprint(), items=items.fingerprint(), **facts)
         path = self.folder / f"features-{key}"

@@ -21,7 +21,14 @@ def relaxed_logits(pathways: Pathways, frozen: Frozen, weights: Weights, gates: 
         frozen: sites ``[U, N, ..., width_p]``.
         weights: stacked, leading dimension U.
         gates: ``[U, P]`` float.
+
+    Raises:
+        ValueError: for gates of blocks, which are run or not.
     """
+    if pathways.runs:
+        raise ValueError(
+            "gates of blocks (gates='skip') cannot be partly on: leave out the methods that relax gates, or choose other gates."
+        )
     outputs, scaled = pathways.outputs, dict(weights)
     for p, keys in pathways.keys.items():
         for key in outputs.intersection(keys):
