@@ -21,7 +21,8 @@ class MetaInit:
 
     Attributes:
         weights: one set of adapter weights, shared by all users.
-        rates: ``[K, P]`` inner learning rates per step and pathway.
+        rates: ``[K, P]`` inner learning rates per step and pathway; or, while a user's own share in them is asked for,
+            ``[U, K, P]``.
         adapted: ``[P]`` bool, the pathways that the inner loop changes (ANIL: the head alone); the others are used
             at their shared weights.
         prior: how many examples the start counts for: the inner loss of a user with n is weighted n^k / (n^k + prior^k), see
@@ -38,7 +39,7 @@ class MetaInit:
     @property
     def steps(self) -> int:
         """K."""
-        return self.rates.shape[0]
+        return self.rates.shape[-2]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as one flat dict, for saving and hashing."""
@@ -116,7 +117,8 @@ def adapt(
             gradients = torch.autograd.grad(loss, list(current.values()), create_graph=second_order)
         with torch.set_grad_enabled(meta):
             for (key, p), gradient in zip(owners.items(), gradients, strict=True):
-                weights[key] = current[key] - init.rates[step, p] * gradient
+                rate = init.rates[..., step, p]
+                weights[key] = current[key] - rate.view(-1, *[1] * (gradient.dim() - 1)) * gradient
     return weights if meta else {key: weight.detach() for key, weight in weights.items()}
 
 

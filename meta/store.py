@@ -11,6 +11,8 @@ from users.batch import Prepared
 KIND = "meta-initialisation"
 NAMES = {"model": "another population model", "train_users": "other train users", "placement": "another placement"}
 """How a fact that differs is put to the reader."""
+UNSAID = {"train_users": "unsaid: learned under differential privacy"}
+"""What a private start says of its train users instead of their hash, against which a guess at their data could be checked."""
 
 
 def init_facts(data: Prepared) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def load_init(path: Path, facts: Mapping[str, Any]) -> MetaInit:
         ArtefactError: if it is missing, damaged, or was made for something else; says what differs.
     """
     tensors, found = load_artefact(path, KIND)
-    wrong = [_difference(name, value, found.get(name)) for name, value in facts.items() if found.get(name) != value]
+    told = [name for name in facts if found.get(name) != UNSAID.get(name, object())]
+    wrong = [_difference(name, facts[name], found.get(name)) for name in told if found.get(name) != facts[name]]
     if wrong:
         raise ArtefactError(
             f"the meta-initialisation {path} is of {' and '.join(wrong)}; give one that was made for this population and "

@@ -4,6 +4,9 @@ Without ``--users`` for the digits. Curves go to TensorBoard, checkpoints to the
 settings, it goes on where it was stopped. Ends with the accuracy of val users, adapted with every pathway on and under
 random masks. With ``--random-start`` the inner rates alone are learned: the same budget for adapters that nobody
 meta-trained. Further arguments of the population and the backbone are given as ``-K name:value``.
+
+With ``--private`` the result is differentially private for users (extra ``privacy``): chance draws train users, their updates
+are clipped and noised, and what that spends is printed. Val users count as public: they choose, and they are reported.
 """
 
 import argparse
@@ -15,16 +18,19 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from backbones.artefacts import ArtefactError, cache_key
+from backbones.artefacts import ArtefactError, cache_key, load_artefact
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
+from meta.accountant import Accountant, BudgetError, check_installed
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.curves import room_for_curves
 from meta.inner import MetaInit, adapted_accuracy
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS
 from meta.prepare import folder_of, further_arguments, prepared
-from meta.trainer import KEEP, MetaConfig, meta_initialisation
+from meta.private import UPDATES, Privacy
+from meta.store import KIND
+from meta.trainer import KEEP, MetaConfig, learned_init
 from users.batch import Prepared
 
 SETTINGS = (
@@ -69,11 +75,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start-steps", type=int, default=0, help="fit pathways to the population model's examples beforehand")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
     parser.add_argument("--shrink", action="store_true", help="let val users say how far few examples may move a user")
+    add_privacy_flags(parser)
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone and initialisation (default: 0)")
     parser.add_argument("--out", type=Path, default=None, help="artefacts and curves (default: the cache folder)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     return parser.parse_args(arguments)
+
+
+def add_privacy_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of everything that can be trained in private."""
+    defaults, group = Privacy(), parser.add_argument_group("differential privacy")
+    group.add_argument("--private", action="store_true", help=f"for users; algorithms: {', '.join(UPDATES)}")
+    group.add_argument("--epsilon", type=float, default=defaults.epsilon, help="the budget (default: %(default)s)")
+    group.add_argument("--delta", type=float, help="its delta (default: the number of train users to the power of -1.1)")
+    group.add_argument("--clip", type=float, default=defaults.clip, help="norm of a user's update (default: %(default)s)")
+    group.add_argument("--noise", type=float, help="times the clipping norm (default: the least that the budget bears)")
+    group.add_argument("--noise-seed", type=int, help="repeatable noise, for experiments: who knows it is promised nothing")
+    group.add_argument("--public-model", action="store_true", help="the population model's fitting examples are public")
+
+
+def promised(args: argparse.Namespace) -> Privacy | None:
+    """What the flags promise. Raises ``ValueError`` for values out of range, ``ImportError`` without the accountant."""
+    if not args.private:
+        return None
+    check_installed()
+    return Privacy(args.epsilon, args.delta, args.clip, args.noise, args.noise_seed, args.public_model)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
+        privacy = promised(args)
         config = MetaConfig(users=args.users_per_step, **{name: getattr(args, name) for name in SETTINGS})
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}
         gates = where.pop("gates", "adapters")
@@ -91,13 +119,18 @@ def main(arguments: list[str] | None = None) -> None:
         names = where["users"], where["backbone"], where["placement"]
         folder = args.out or folder_of(*names[:2])
         data = prepared(*names, args.rank, args.seed, folder, more, gates=gates)
-        events = folder / "tensorboard" / f"{config.algorithm}-{cache_key(**asdict(config))}"
+        settings = asdict(config) | ({"privacy": asdict(privacy)} if privacy else {})
+        events = folder / "tensorboard" / f"{config.algorithm}-{cache_key(**settings)}"
         with room_for_curves(events), SummaryWriter(str(events)) as writer:
-            init = meta_initialisation(data, config, folder, writer.add_scalar)
-    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
+            path = learned_init(data, config, folder, writer.add_scalar, privacy)
+            tensors, said = load_artefact(path, KIND)
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError, BudgetError) as error:
         sys.exit(f"error: {error}")
-    report(data, init)
+    report(data, MetaInit.from_tensors(tensors))
     print("\n".join((*data.population.notes, *data.remarks)))
+    if privacy:
+        print("\n".join(Accountant.of(said["accountant"]).card()))
+    print(f"Meta-initialisation: {path}")
     print(f"Curves: tensorboard --logdir {folder / 'tensorboard'}")
 
 

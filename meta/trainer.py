@@ -1,6 +1,6 @@
 """Meta-training: the loop around an outer algorithm, with checkpoints from which it goes on exactly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import rmtree
@@ -16,9 +16,10 @@ from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapted
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS, adapted_pathways
+from meta.private import CHUNK, RATES, UPDATES, Privacy, PrivateRounds, check_covered
 from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
 from meta.start import fitted_start
-from meta.store import KIND, init_facts
+from meta.store import KIND, UNSAID, init_facts
 from users.batch import Batch, Prepared, Rows
 
 Log = Callable[[str, float, int], None]
@@ -125,11 +126,12 @@ class MetaTrainer:
         start: MetaInit | None = None,
         masks: Masks | None = None,
         weights: Weights | None = None,
+        private: PrivateRounds | None = None,
     ) -> None:
         if (val is not None) != (config.keep == "best"):
             raise ValueError("val users are needed to keep the best state, and for nothing else.")
         self.pathways, self.support, self.query, self.config, self.folder = pathways, support, query, config, folder
-        self.val = val
+        self.val, self.private = val, private
         self.best: tuple[float, MetaInit] | None = None
         self.step = 0
         self.masks = masks or self._usual_masks
@@ -177,10 +179,14 @@ class MetaTrainer:
                     loss = float(total) / (self.step - since)
                     total.zero_()
                     since = self.step
-                    bar.set_postfix(query_loss=f"{loss:.3f}", refresh=False)
+                    if not self.private:  # what train users lose is no part of what is released under noise
+                        bar.set_postfix(query_loss=f"{loss:.3f}", refresh=False)
                     if log:
-                        log("meta/train_query_loss", loss, self.step)
                         self._log_rates(log)
+                        if self.private:
+                            log("privacy/epsilon", self.private.accountant.spent(), self.step)
+                        else:
+                            log("meta/train_query_loss", loss, self.step)
                     self._look_at_val(log)
                     self.save()
         return self.result()
@@ -201,11 +207,19 @@ class MetaTrainer:
     def _outer_step(self) -> Tensor:
         config = self.config
         draw = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        users = torch.randperm(len(self.support), generator=draw)[: config.users]
-        gates = self.masks(users, draw)
         for group in self.optimiser.param_groups:
             progress = torch.tensor(torch.pi * self.step / config.steps)
             group["lr"] = group["peak"] * float(1 + progress.cos()) / 2
+        loss = self._usual_gradients(draw) if self.private is None else self._private_gradients(self.private, draw)
+        self.optimiser.step()
+        self.step += 1
+        return loss
+
+    def _usual_gradients(self, draw: torch.Generator) -> Tensor:
+        """Set the gradients of what is learned; return the users' query loss."""
+        config = self.config
+        users = torch.randperm(len(self.support), generator=draw)[: config.users]
+        gates = self.masks(users, draw)
         outer = ALGORITHMS.get(config.algorithm)
         support, query = self.support.rows(users), self.query.rows(users)
         if config.resample:
@@ -217,9 +231,32 @@ class MetaTrainer:
             )
         self.optimiser.zero_grad()
         objective.backward()
-        self.optimiser.step()
-        self.step += 1
         return loss
+
+    def _private_gradients(self, private: PrivateRounds, draw: torch.Generator) -> Tensor:
+        """The same under noise, of whom chance draws; nothing else of them gets out."""
+        users, init = private.cohort(self.step), self.present()
+        gates, updates = self.masks(users, draw), UPDATES.get(self.config.algorithm)
+
+        def pieces() -> Iterator[dict[str, Tensor]]:
+            for places in torch.arange(len(users)).split(CHUNK):
+                support, query = self.support.rows(users[places]), self.query.rows(users[places])
+                if self.config.resample:
+                    support, query = redealt(support, query, draw)
+                yield updates(self.pathways, init, support, query, gates[places])
+
+        released = private.release(self._learned(), pieces())
+        for name, parameter in self._learned().items():
+            parameter.grad = released[name]
+        return torch.zeros(())
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What an outer step changes, by name."""
+        groups = {id(parameter) for group in self.optimiser.param_groups if group["peak"] for parameter in group["params"]}
+        known = {name: tensor for name, tensor in self._tensors().items() if id(tensor) in groups}
+        if self.config.algorithm == "reptile":
+            known.pop(RATES, None)
+        return known
 
     def _usual_masks(self, users: Tensor, draw: torch.Generator) -> Tensor:
         return masks_for(self.pathways, len(users), draw, self.config.all_on)
@@ -237,6 +274,8 @@ class MetaTrainer:
             for moment, value in self.optimiser.state.get(tensor, {}).items():
                 tensors[f"{name}/{moment}"] = torch.as_tensor(value)
         facts: dict[str, Any] = {"step": self.step, **asdict(self.config)}
+        if self.private:
+            facts["accountant"] = self.private.accountant.state()
         if self.best:
             facts["best_loss"] = self.best[0]
             tensors |= {f"best/{name}": tensor for name, tensor in self.best[1].tensors().items()}
@@ -252,6 +291,11 @@ class MetaTrainer:
             return
         tensors, meta = load_artefact(self.folder / CHECKPOINT, "meta checkpoint")
         step, best_loss = meta.pop("step"), meta.pop("best_loss", None)
+        spent = meta.pop("accountant", None)
+        if self.private:
+            self.private.resumed(spent, step, str(self.folder))
+        elif spent is not None:
+            raise ArtefactError(f"the checkpoint in {self.folder} is of a private training: go on with --private.")
         mine = asdict(self.config)
         meta = {**LATER, "shrink": mine["shrink"], **meta}  # checkpoints from before there were these do not know the words
         if meta != mine:
@@ -272,7 +316,7 @@ class MetaTrainer:
             self.best = (best_loss, MetaInit.from_tensors(kept))
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {**self.weights, "log_rates": self.log_rates}
+        return {**self.weights, RATES: self.log_rates}
 
 
 def redealt(support: Batch, query: Batch, draw: torch.Generator) -> tuple[Batch, Batch]:
@@ -291,47 +335,75 @@ def redealt(support: Batch, query: Batch, draw: torch.Generator) -> tuple[Batch,
 
 
 def trainer_for(
-    data: Prepared, config: MetaConfig, folder: Path, start: MetaInit | None = None, masks: Masks | None = None
+    data: Prepared,
+    config: MetaConfig,
+    folder: Path,
+    start: MetaInit | None = None,
+    masks: Masks | None = None,
+    privacy: Privacy | None = None,
 ) -> MetaTrainer:
     """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one."""
+    private = None
+    if privacy:
+        check_covered(data.population, privacy, config.algorithm)
+        private = PrivateRounds(privacy, len(data.population.train), config.users, config.steps)
     support, query = (data.part("train", role) for role in ("support", "query"))
     val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
     weights = None
     if config.start_steps and start is None and not exists(folder / CHECKPOINT):
         weights = fitted_start(data, config.start_steps, config.seed)
-    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights)
+    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights, private)
     trainer.resume_if_possible()
     return trainer
 
 
-def meta_initialisation(data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None) -> MetaInit:
+def meta_initialisation(
+    data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None, privacy: Privacy | None = None
+) -> MetaInit:
     """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
+    return MetaInit.from_tensors(load_artefact(learned_init(data, config, folder, log, privacy), KIND)[0])
+
+
+def learned_init(
+    data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None, privacy: Privacy | None = None
+) -> Path:
+    """As :func:`meta_initialisation`: where it is kept, without suffix. A private one says what it has spent."""
     facts = init_facts(data)
     if config.keep == "best" or config.shrink:
         facts["val_users"] = data.population.fingerprint("val")
     if config.shrink:
         facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
-        return _shrunk(data, replace(config, shrink=False), folder, facts, log)
+        return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)
     settings = {k: v for k, v in asdict(config).items() if k != "shrink" and (k not in LATER or v != LATER[k])}
-    path = folder / f"meta-{cache_key(**facts, **settings)}"
+    promised = {"privacy": asdict(privacy)} if privacy else {}
+    path = folder / f"meta-{cache_key(**facts, **settings, **promised)}"
     unfinished = path.with_name(f"{path.name}-unfinished")
 
     def train() -> tuple[dict, dict]:
-        return trainer_for(data, config, unfinished).run(log).tensors(), {**facts, **settings}
+        trainer = trainer_for(data, config, unfinished, privacy=privacy)
+        found = trainer.run(log).tensors()
+        if not trainer.private:
+            return found, {**facts, **settings}
+        return found, {**facts, **settings, **promised, **UNSAID, "accountant": trainer.private.accountant.state()}
 
-    init = MetaInit.from_tensors(load_or_make(path, KIND, train)[0])
+    load_or_make(path, KIND, train)
     rmtree(unfinished, ignore_errors=True)
-    return init
+    return path
 
 
-def _shrunk(data: Prepared, config: MetaConfig, folder: Path, facts: dict[str, Any], log: Log | None) -> MetaInit:
+def _shrunk(
+    data: Prepared, config: MetaConfig, folder: Path, facts: dict[str, Any], log: Log | None, privacy: Privacy | None
+) -> Path:
     """What was meta-trained by ``config``, shrunk by val users; kept apart from it."""
-    trained = meta_initialisation(data, config, folder, log)
+    tensors, said = load_artefact(learned_init(data, config, folder, log, privacy), KIND)
+    trained = MetaInit.from_tensors(tensors)
+    kept = {name: said[name] for name in (*UNSAID, "privacy", "accountant") if name in said and privacy}
 
     def shrink() -> tuple[dict, dict]:
         users = torch.arange(min(USERS, len(data.population.val)))
         support, query = (data.rows("val", role, users) for role in ("support", "query"))
-        return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True}
+        return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True, **kept}
 
-    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(trained.tensors()))}"
-    return MetaInit.from_tensors(load_or_make(path, KIND, shrink)[0])
+    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(tensors))}"
+    load_or_make(path, KIND, shrink)
+    return path

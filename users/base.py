@@ -93,6 +93,7 @@ class Population:
         class_names: C names for reports; empty: the numbers.
         notes: what the loader has to say (users left out, texts cut off), for reports.
         simulated: whether another seed means other users, rather than other draws of the same people's examples.
+        fitting_is_public: whether ``fitting`` are examples of nobody whose privacy is at stake.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Population:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     simulated: bool = False
+    fitting_is_public: bool = False
 
     def __post_init__(self) -> None:
         if self.folds is not None and (self.items is None or len(self.folds) != len(self.items)):

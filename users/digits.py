@@ -92,7 +92,7 @@ def digits_population(
         splits[split] = source.lazy(count) if count > MANY else tuple(map(source.user, range(count)))
     fitting = Examples(*pools.pretraining())
     train, val, test = (splits[name] for name in ("train", "val", "test"))
-    return Population("digits", 10, train, val, test, seed=seed, fitting=fitting, simulated=True)
+    return Population("digits", 10, train, val, test, seed=seed, fitting=fitting, simulated=True, fitting_is_public=True)
 
 
 @dataclass(frozen=True)
