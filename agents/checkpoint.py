@@ -78,7 +78,7 @@ def build_policy(
 
 def check_scenario(name: str | Path, meta: Mapping[str, Any], scenario: Scenario) -> None:
     """Raise :class:`ArtefactError` if what is called ``name`` was trained on other users, model or initialisation."""
-    if meta.get("scenario") != scenario.fingerprint:
+    if meta.get("scenario") not in (scenario.fingerprint, scenario.without_users):
         raise ArtefactError(
             f"{name} was trained on other observations: users, backbone or meta-initialisation differ from those at hand. "
             "Restore the cache folder it was trained with, or train anew."

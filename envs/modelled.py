@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backbones.artefacts import cache_key
 from backbones.base import hash_tensors
 from backbones.pathways import Weights
+from backbones.registry import did_you_mean
 from envs.by_user import SCORES, Observed
 from envs.oracles import CachedOracle, LiveOracle, Plans, Users, check_precision
 from envs.scenario import Choose, Scenario
@@ -32,6 +33,7 @@ from users.lazy import OnDemand
 T = TypeVar("T")
 SAMPLE = 2_000
 """Train users on whom observations are standardised where users are drawn on demand: the first of them."""
+OBSERVED, OBSERVED_ON = "observed on", ("train", "val")
 ANSWERS = 200_000
 """Answers that are remembered where users are drawn on demand, about 60 MB."""
 
@@ -90,6 +92,8 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``cost`` (``"parameters"``): what cost counts; ``"flops"`` or ``"latency"`` (measured by ``python -m envs.latency``): all
       that runs, the backbone included;
     * ``embedding``: parts of the user embedding, see :data:`users.embedding.PARTS`;
+    * ``observed_on`` (``"train"``): on whose support sets embeddings and statistics are fitted and standardised; ``"val"``
+      where train users are promised privacy and val users are not;
     * ``init`` (None): a saved meta-initialisation to start from (its path without suffix, see :func:`meta.store.save_init`)
       instead of learning one; the arguments of meta-training then count for nothing;
     * ``memory`` (4.0): GB of frozen states that are kept of users who own their examples; results do not depend on it;
@@ -126,6 +130,7 @@ def modelled(
     keep: str = "best",
     shrink: bool = True,
     embedding: Sequence[str] = DEFAULT,
+    observed_on: str = "train",
     init: str | None = None,
     memory: float = MEMORY,
     precision: str = "float32",
@@ -144,6 +149,11 @@ def modelled(
     config = meta_settings(locals())
     check_parts(embedding)
     check_precision(precision)
+    if observed_on not in OBSERVED_ON:
+        raise ValueError(
+            f"observed_on is the split that observations are standardised on, not {observed_on!r}. "
+            f"{did_you_mean(observed_on, OBSERVED_ON)}"
+        )
     folder = folder_of(users, backbone)
     start = time.perf_counter()
     data = prepared(users, backbone, placement, rank, seed, folder, more, memory, gates, cost)
@@ -158,6 +168,8 @@ def modelled(
     }
     if gates != "adapters":
         made_of["gates"] = gates
+    if observed_on != "train":
+        made_of[OBSERVED] = observed_on
     if cost != "parameters":
         made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
     if precision != "float32":
@@ -201,7 +213,7 @@ def _live(data: Prepared, init: MetaInit, precision: str) -> LiveOracle:
 def _key(made_of: Mapping[str, str]) -> str:
     """A hash of all that determines observations and answers in full precision."""
     names = {"init": "meta-initialisation", "users": "users", "model": "backbone", "placement": "placement"}
-    further = {name: made_of[name] for name in ("gates", "cost") if name in made_of}
+    further = {name: made_of[name] for name in ("gates", "cost", OBSERVED) if name in made_of}
     return cache_key(**{name: made_of[what] for name, what in names.items()}, **further)
 
 
@@ -229,13 +241,13 @@ def modelled_scenario(
         splits: that the scenario has. If some are left out, users are observed on demand, and those left out by nobody.
     """
     population, pathways = live.population, live.pathways
-    shown = SAMPLE if population.lazy else None
-    embedder = UserEmbedder.fit(pathways.model, live.data.readouts("train", "support", shown), embedding)
-    statistics = PathwayStatistics.fit(pathways, live.init, live.data.part("train", "support", shown))
+    shown, whose = SAMPLE if population.lazy else None, (made_of or {}).get(OBSERVED, "train")
+    embedder = UserEmbedder.fit(pathways.model, live.data.readouts(whose, "support", shown), embedding)
+    statistics = PathwayStatistics.fit(pathways, live.init, live.data.part(whose, "support", shown))
     look = Observed(live.data, embedder, statistics, lazy={*splits} < {*SPLITS})
     observed = look.arrays
     query_of = ~np.isin(np.arange(len(population.users)), np.array(population.indices("train")))
-    answers = _key({name: what for name, what in made_of.items() if name != "cost"}) if made_of else fingerprint
+    answers = _key({name: what for name, what in made_of.items() if name not in ("cost", OBSERVED)}) if made_of else fingerprint
     cached = _cached(live, query_of, answers, folder)
 
     def personalise(user: int, choose: Choose) -> Weights:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backbones.artefacts import cache_key
 from backbones.costs import COSTS
 from backbones.pathways import whole_model
 from backbones.registry import Registry, did_you_mean
@@ -76,6 +77,12 @@ class Scenario:
     def counts(self) -> str:
         """What costs go by, a name in :data:`backbones.costs.COSTS`."""
         return self.made_of.get("cost", COSTS[0]).split()[0]
+
+    @property
+    def without_users(self) -> str:
+        """A fingerprint of all that observations depend on but the users; for what may say nothing of these."""
+        facts = {name: what for name, what in self.made_of.items() if name not in ("users", "cost")}
+        return f"users unsaid, {cache_key(pathways=list(self.pathways), **facts)}"
 
     def executed(self, masks: Plans) -> Plans:
         """What is run for masks ``[..., P]``: where nothing speaks, such blocks and readout as have a gate are on."""
