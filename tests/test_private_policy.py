@@ -62,8 +62,8 @@ def test_each_users_update_is_the_policy_gradient_worked_out_alone(planted):
         baseline = torch.stack([rewards[user][[j for j in range(3) if j != m]].mean() for m in range(3)])
         likely = torch.stack([chance.log_prob(mask.float()).sum() for mask in masks[user]])
         loss = -((rewards[user] - baseline) * likely).mean() - 0.05 * chance.entropy().sum()
-        for (name, parameter), slope in zip(
-            scorer(policy).named_parameters(), torch.autograd.grad(loss, [*scorer(policy).parameters()]), strict=True
+        for name, slope in zip(
+            dict(scorer(policy).named_parameters()), torch.autograd.grad(loss, [*scorer(policy).parameters()]), strict=True
         ):
             assert name in found
             torch.testing.assert_close(found[name][user], slope, rtol=1e-4, atol=1e-6)

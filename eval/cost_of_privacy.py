@@ -1,0 +1,194 @@
+"""What privacy costs: ``python -m eval.cost_of_privacy --out runs/privacy --write docs/privacy.md``.
+
+Learns a meta-initialisation and a gating policy from 10,000 simulated users, without privacy and under user-level budgets
+that both share, with the same rounds, users and rates, and measures them on test users nobody was chosen by. Everything is
+kept in ``--out``: what was measured is not measured again, and stopped runs go on.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from agents.bootstrap import Interval, paired_difference
+from agents.checkpoint import choose_masks
+from agents.private import PART, PrivateSettings, learn_private
+from backbones.artefacts import ArtefactError, cache_key, load_artefact, write_atomically
+from backbones.threads import usable_cores
+from envs.rules import Rules
+from envs.scenario import Scenario, load_scenario
+from eval.headline import write_between_markers
+from meta.accountant import Accountant, BudgetError, noise_for, usual_delta
+from meta.arguments import show_log
+from meta.prepare import folder_of, prepared
+from meta.private import Privacy, PrivateRounds
+from meta.store import KIND
+from meta.trainer import MetaConfig, learned_init
+
+BEGIN, END = "<!-- cost of privacy -->", "<!-- end of the cost of privacy -->"
+NAMES = ("all_off", "all_on", "policy")
+OPEN = math.inf
+"""The epsilon of training without privacy."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is the same in all rows.
+
+    Attributes:
+        users: train users, simulated. rank: of the inline adapters.
+        cost_weight: of the policy.
+        init: how the initialisation is learned; its clip.
+        policy: how the policy is learned; its clip.
+    """
+
+    users: int = 10_000
+    test_users: int = 480
+    rank: int = 4
+    cost_weight: float = 0.1
+    init: MetaConfig = field(default_factory=lambda: MetaConfig(steps=100, users=200, rate_of_rates=0.03))
+    init_clip: float = 0.5
+    policy: PrivateSettings = field(default_factory=lambda: PrivateSettings(rounds=60, masks=8))
+    policy_clip: float = 0.1
+
+    def population(self) -> dict[str, Any]:
+        """Arguments of the population."""
+        return {"train_users": self.users, "test_users": self.test_users}
+
+    def noise(self, epsilon: float) -> float:
+        """For both parts, so that together they spend the budget."""
+        planned = [
+            (part.users / self.users, rounds)
+            for part, rounds in ((self.init, self.init.steps), (self.policy, self.policy.rounds))
+        ]
+        return noise_for(epsilon, usual_delta(self.users), planned)
+
+    def promise(self, epsilon: float, clip: float, seed: int) -> Privacy | None:
+        """Of one part of a row; None without privacy."""
+        return None if epsilon == OPEN else Privacy(epsilon, None, clip, self.noise(epsilon), seed)
+
+
+def row(design: Design, epsilon: float, seed: int) -> dict[str, Any]:
+    """One row for one seed: both parts learned, test users measured.
+
+    Returns:
+        Per name in :data:`NAMES` accuracy and reward of every test user; the policy's mean cost and number of masks; the
+        account, None without privacy.
+    """
+    users, backbone, placement = "digits", "resnet-small", "inline"
+    data = prepared(users, backbone, placement, design.rank, seed, folder_of(users, backbone), design.population())
+    init = learned_init(data, design.init, folder_of(users, backbone), privacy=design.promise(epsilon, design.init_clip, seed))
+    scenario = load_scenario(
+        "modelled",
+        users=users,
+        backbone=backbone,
+        placement=placement,
+        rank=design.rank,
+        seed=seed,
+        init=str(init),
+        observed_on="val",
+        **design.population(),
+    )
+    rules, private = Rules(design.cost_weight), None
+    if promise := design.promise(epsilon, design.policy_clip, seed):
+        before = Accountant.of(load_artefact(init, KIND)[1]["accountant"]).rounds
+        private = PrivateRounds(promise, design.users, design.policy.users, design.policy.rounds, PART, before)
+    policy = learn_private(scenario, rules, design.policy, seed, private)
+    masks = scenario.executed(choose_masks(policy, scenario, scenario.users("test"), rules=rules))
+    chosen = {"all_off": np.zeros_like(masks), "all_on": np.ones_like(masks), "policy": masks}
+    found: dict[str, Any] = {name: measured(scenario, each, design.cost_weight) for name, each in chosen.items()}
+    found |= {"masks": len(np.unique(masks, axis=0)), "account": private.accountant.state() if private else None}
+    scenario.save()
+    return found
+
+
+def measured(scenario: Scenario, masks: np.ndarray, weight: float) -> dict[str, Any]:
+    """Masks ``[U, P]`` on test users' query examples."""
+    outcome = scenario.oracle.evaluate(scenario.users("test"), masks, "query")
+    return {
+        "accuracy": outcome.accuracy.tolist(),
+        "reward": outcome.reward(weight).tolist(),
+        "cost": float(outcome.cost.mean()),
+    }
+
+
+def rows(design: Design, epsilons: Sequence[float], seeds: Sequence[int], folder: Path) -> dict[float, list[dict[str, Any]]]:
+    """Per epsilon one result per seed, read from ``folder`` or made and kept there."""
+    found: dict[float, list[dict[str, Any]]] = {epsilon: [] for epsilon in epsilons}
+    every = [(seed, epsilon) for seed in seeds for epsilon in epsilons]
+    for seed, epsilon in tqdm(every, desc="rows", unit="row"):
+        path = folder / f"{cache_key(epsilon=str(epsilon), seed=seed, **asdict(design))}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps({"epsilon": epsilon, "seed": seed, **row(design, epsilon, seed)}).encode())
+        found[epsilon].append(json.loads(path.read_text()))
+    return found
+
+
+def table(found: dict[float, list[dict[str, Any]]]) -> str:
+    """Means over test users and seeds; differences to training without privacy are paired, with 95 % intervals."""
+    lines = ["| epsilon | noise | bare model | all on | to no privacy | policy's reward | to no privacy | cost | masks |"]
+    lines.append("| " + " | ".join(["---"] * 9) + " |")
+    for epsilon, each in found.items():
+        noise = "-" if epsilon == OPEN else f"{each[0]['account']['rounds'][0]['noise']:.3f}"
+        spent = "no privacy" if epsilon == OPEN else f"{Accountant.of(each[0]['account']).spent():.2f}"
+        cells = [spent, noise, f"{_mean(each, 'all_off', 'accuracy'):.3f}"]
+        for name, what in (("all_on", "accuracy"), ("policy", "reward")):
+            cells.append(f"{_mean(each, name, what):.3f}")
+            cells.append("-" if epsilon == OPEN or OPEN not in found else _shown(_to(each, found[OPEN], name, what)))
+        cells.append(f"{np.mean([one['policy']['cost'] for one in each]):.2f}")
+        cells.append(" ".join(str(one["masks"]) for one in each))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(each: list[dict[str, Any]], name: str, what: str) -> float:
+    return float(np.mean([np.mean(one[name][what]) for one in each]))
+
+
+def _to(each: list[dict[str, Any]], others: list[dict[str, Any]], name: str, what: str) -> Interval:
+    first, second = ([np.array(one[name][what]) for one in some] for some in (each, others))
+    return paired_difference(first, second)
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m eval.cost_of_privacy", description=__doc__)
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[8.0, 3.0, 1.0], help="budgets (default: 8 3 1)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--users", type=int, default=Design().users, help="train users (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--write", type=Path, help="page with this table's markers to write it into")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    args = parse(arguments)
+    torch.set_num_threads(args.num_threads)
+    show_log()
+    design = Design(users=args.users)
+    try:
+        found = rows(design, [OPEN, *args.epsilon], range(args.seeds), args.out)
+        text = table(found)
+        print(text)
+        if args.write:
+            write_between_markers(args.write, text, BEGIN, END)
+    except (ValueError, ImportError, OSError, ArtefactError, BudgetError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
