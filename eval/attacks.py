@@ -105,7 +105,12 @@ def lira(target: Values, shadows: Values, inside: NDArray[np.bool_]) -> Values:
 
     Returns:
         ``[X]``, log likelihood of having been in minus that of having been out.
+
+    Raises:
+        ValueError: if some example was in none of the shadow models, or in all.
     """
+    if inside.all(0).any() or not inside.any(0).all():
+        raise ValueError("some example is in none of the shadow models or in all of them: learn more of them.")
     with_it, without = (np.where(mask, shadows, np.nan) for mask in (inside, ~inside))
     means = [np.nanmean(each, 0) for each in (with_it, without)]
     spreads = [

@@ -21,8 +21,8 @@ from meta.store import KIND
 RULES = Rules(0.1)
 SMALL = {"train_users": 40, "val_users": 8, "test_users": 6, "pretrain_epochs": 1}
 PAIRS = [f"{name}:{value}" for name, value in SMALL.items()]
-INIT = [part for pair in PAIRS for part in ("-K", pair)]
-ENV = [part for pair in PAIRS for part in ("--env-kwargs", pair)]
+INIT = ["--placement", "side"] + [part for pair in PAIRS for part in ("-K", pair)]
+ENV = ["--env", "dsa/Personal-v0"] + [part for pair in PAIRS for part in ("--env-kwargs", pair)]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_neither_policy_nor_start_says_anything_of_train_users_but_their_number(
 
 
 def arguments(init, **changes):
-    fixed = {"users": "digits", "backbone": "resnet-small", "placement": "inline", "rank": 4, "init": str(init)}
+    fixed = {"users": "digits", "backbone": "resnet-small", "placement": "side", "rank": 4, "init": str(init)}
     return {**fixed, **SMALL, "seed": 0, "observed_on": "val", **changes}
 
 

@@ -1,0 +1,185 @@
+"""Attack a private run: ``python -m eval.privacy RUN`` writes ``attacks.md``, ``attacks.json`` and ``attacks.png`` into it.
+
+* Was this *user* in meta-training? RMIA on the meta-initialisation, with reference trainings on other people; beside it the
+  same attack on the same training without privacy, and on one overfitted to 100 users: an attack that never bites proves
+  nothing.
+* Was this *example* in a user's support? LiRA on the adapter, with shadow adapters.
+* An audit of the private rounds in one run, with canaries, held against what the run claims.
+
+For populations whose generator gives any number of further users (the simulated digits). Trainings are kept in the cache.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.run import RunConfig
+from backbones.artefacts import ArtefactError, cache_key, load_artefact, load_or_make, write_atomically
+from backbones.threads import usable_cores
+from eval.attacks import Success
+from eval.audit import Audit, audit
+from eval.membership import example_membership, user_membership
+from meta.accountant import Accountant, BudgetError
+from meta.arguments import show_log
+from meta.inner import MetaInit
+from meta.prepare import folder_of, further_arguments, prepared
+from meta.private import PART, Privacy, PrivateRounds
+from meta.store import KIND
+from meta.trainer import MetaConfig, MetaTrainer
+from users.batch import Part
+
+ASKED, JUDGED, FEW, AUDITED = 1000, 500, 100, 2500
+"""Members and non-members asked about, further users by whom RMIA judges, users of the overfitted run, canaries."""
+OVERFITTED = 1200
+"""Outer steps of the overfitted run, of 20 users each."""
+
+
+class Attacked:
+    """A run's initialisation, and the people around it.
+
+    Args:
+        run: folder of a run of ``agents.train_private``.
+        references: how many reference trainings.
+
+    Raises:
+        ValueError: if there are no further people of the same kind, or the initialisation was not learned in private.
+    """
+
+    def __init__(self, run: Path, references: int) -> None:
+        config = RunConfig.load(run)
+        _, kwargs = config.scenario_arguments()
+        tensors, said = load_artefact(Path(kwargs.get("init") or run / "no-init"), KIND)
+        if "privacy" not in said:
+            raise ValueError(f"the initialisation of {run} was not learned in private; attack a run of agents.train_private.")
+        self.privacy, self.account = Privacy(**said["privacy"]), Accountant.of(said["accountant"])
+        self.config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
+        self.init, self.references = MetaInit.from_tensors(tensors), references
+        known = further_arguments(kwargs)
+        if "train_users" not in known:
+            raise ValueError(f"population {kwargs['users']!r} has no further people to compare its train users with.")
+        more = {name: value for name, value in kwargs.items() if name in known}
+        where = kwargs["users"], kwargs["backbone"], kwargs.get("placement", "side"), kwargs.get("rank", 16), config.seed
+        self.folder = folder_of(kwargs["users"], kwargs["backbone"])
+        self.users = len(prepared(*where, self.folder, more).population.train)
+        others = ASKED + JUDGED + references * max(self.users, FEW)
+        self.data = prepared(*where, self.folder, {**more, "train_users": self.users + others})
+
+    def trained(self, config: MetaConfig, users: range) -> MetaInit:
+        """An initialisation learned without privacy from some train users, made or loaded."""
+        data, facts = self.data, {"attack": 1, "users": [users.start, users.stop], **asdict(config)}
+        model, people = data.pathways.model.fingerprint(), data.population.fingerprint("val")
+        path = self.folder / f"attack-{cache_key(model=model, people=people, rank=data.pathways.rank, **facts)}"
+
+        def train() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            support, query = (Part(data, "train", role, torch.tensor(users)) for role in ("support", "query"))
+            return MetaTrainer(data.pathways, support, query, config).run().tensors(), facts
+
+        return MetaInit.from_tensors(load_or_make(path, "attacked initialisation", train)[0])
+
+    def user_attacks(self) -> dict[str, Success]:
+        """RMIA on the run, on the same without privacy, and on an overfitted one."""
+        plain = replace(self.config, keep="last", shrink=False)
+        apart = self.users + ASKED + JUDGED
+        chunks = [range(apart + i * self.users, apart + (i + 1) * self.users) for i in range(self.references)]
+        references = [self.trained(replace(plain, seed=1 + i), users) for i, users in enumerate(chunks)]
+        targets = {"this run": self.init, "without privacy": self.trained(plain, range(self.users))}
+        found = {name: self._asked(init, references, min(self.users, ASKED)) for name, init in targets.items()}
+        few = replace(plain, steps=OVERFITTED, users=20)
+        chunks = [range(apart + i * FEW, apart + (i + 1) * FEW) for i in range(self.references)]
+        references = [self.trained(replace(few, seed=1 + i), users) for i, users in enumerate(chunks)]
+        found[f"overfitted to {FEW} users"] = self._asked(self.trained(few, range(FEW)), references, FEW)
+        return found
+
+    def _asked(self, init: MetaInit, references: list[MetaInit], members: int) -> Success:
+        others = range(self.users, self.users + ASKED)
+        population = range(others.stop, others.stop + JUDGED)
+        return user_membership(self.data, init, references, range(members), others, population)
+
+    def example_attack(self, users: int, shadows: int) -> Success:
+        """LiRA on test users' adapters."""
+        return example_membership(self.data, self.init, "test", min(users, len(self.data.population.test)), shadows)
+
+    def audit(self) -> Audit:
+        """The initialisation's rounds, played with canaries at its sampling probability and noise."""
+        kind = next(kind for kind in self.account.rounds if kind.part == PART)
+        rounds, expected = self.account.rounds[kind], max(1, round(kind.sampling * AUDITED))
+        privacy = replace(self.privacy, epsilon=1000.0, noise=kind.noise)  # the budget is not what is audited
+        return audit(PrivateRounds(privacy, AUDITED, expected, rounds))
+
+
+def table(users: Mapping[str, Success], examples: Success, shadows: int, references: int, audited: Audit) -> str:
+    """The findings as Markdown."""
+    lines = ["| attack | on | members | others | AUC | found at 1 % false positives |", "| --- | --- | --- | --- | --- | --- |"]
+    named = {f"user in meta-training (RMIA, {references} references) | {name}": one for name, one in users.items()}
+    named[f"example in a support (LiRA, {shadows} shadow adapters) | users' adapters"] = examples
+    for name, one in named.items():
+        auc, tpr = (f"[{low:.3f}, {high:.3f}]" for low, high in (one.auc_ci95, one.tpr_ci95))
+        lines.append(f"| {name} | {one.members:,} | {one.others:,} | {one.auc:.3f} {auc} | {one.tpr:.3f} {tpr} |")
+    said = "holds" if audited.passed else "**does not hold**"
+    lines.append(
+        f"\nAudit of the initialisation's rounds: {audited.right} of {audited.guesses} guesses about {audited.canaries:,} "
+        f"canaries are right, so that epsilon is at least {audited.epsilon:.2f} at delta {audited.delta:g}; claimed is "
+        f"{audited.claimed:.2f}, which {said}."
+    )
+    return "\n".join(lines)
+
+
+def draw(users: Mapping[str, Success], path: Path) -> None:
+    """What every attack finds at 1 % false positives, with intervals. Needs matplotlib (extra ``plot``)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 0.6 + 0.5 * len(users)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, one) in enumerate(users.items()):
+        axes.plot(one.tpr_ci95, (place, place), color="0.5", linewidth=2)
+        axes.plot(one.tpr, place, "o", color="#2e8659")
+    axes.axvline(0.01, color="0.2", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(users)), list(users))
+    axes.set_xlabel("share of members found at 1 % false positives (dotted: guessing)")
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.privacy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a run of agents.train_private")
+    parser.add_argument("--references", type=int, default=4, help="reference trainings (default: 4)")
+    parser.add_argument("--shadows", type=int, default=64, help="shadow adapters per user (default: 64)")
+    parser.add_argument("--users", type=int, default=60, help="whose adapters are attacked (default: 60)")
+    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Attack, print, write."""
+    args = parse(arguments)
+    torch.set_num_threads(args.num_threads)
+    show_log()
+    try:
+        if args.references < 1 or args.shadows < 4 or args.users < 1:
+            raise ValueError("attacks take at least 1 reference training, 4 shadow adapters and 1 user.")
+        attacked = Attacked(args.run, args.references)
+        audited, examples = attacked.audit(), attacked.example_attack(args.users, args.shadows)
+        users = attacked.user_attacks()
+        text = table(users, examples, args.shadows, args.references, audited)
+        print(text)
+        facts = {"users": {n: asdict(s) for n, s in users.items()}, "examples": asdict(examples), "audit": asdict(audited)}
+        write_atomically(args.run / "attacks.json", json.dumps(facts, indent=1).encode())
+        write_atomically(args.run / "attacks.md", (text + "\n").encode())
+        draw({**users, "examples, in adapters": examples}, args.run / "attacks.png")
+    except (ValueError, ImportError, OSError, ArtefactError, BudgetError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Drawn: {args.run / 'attacks.png'}")
+
+
+if __name__ == "__main__":
+    main()
