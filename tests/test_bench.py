@@ -12,7 +12,7 @@ import torch
 import envs
 from envs.tabulate import main as tabulate
 from eval.bench import __main__ as bench
-from eval.bench import clock, masks, scale
+from eval.bench import clock, masks, private, scale
 from eval.bench.ours import live_of, new_masks, scenario_of, some_train_users, uncached
 
 pytest.importorskip("peft", reason="needs the extra `bench`")
@@ -331,7 +331,15 @@ def test_without_peft_the_command_says_what_to_install(monkeypatch):
         bench.main(["env", "--num-threads", "1"])
 
 
-def test_the_page_of_the_repository_has_a_place_for_every_section():
-    page = (Path(bench.__file__).parents[2] / "docs" / "performance.md").read_text()
+def test_the_pages_of_the_repository_have_a_place_for_every_section():
+    docs = Path(bench.__file__).parents[2] / "docs"
     for section in bench.SECTIONS:
+        page = (docs / ("privacy.md" if section == "private" else "performance.md")).read_text()
         assert all(marker in page for marker in bench.markers(section))
+
+
+def test_private_rounds_are_measured_against_plain_ones():
+    found = private.measure_private(1, sizes=(12,), expected=6)
+    assert {*found["milliseconds"]} == {"plain", "private"} and found["bytes"][12] > 1e7
+    text = private.private_table(found)
+    assert "| plain | " in text and text.splitlines()[4].endswith("| 1.00 |") and "| 12 | " in text

@@ -1,10 +1,11 @@
-"""What a step of the environments and what serving costs: ``python -m eval.bench env``, ``masks``, ``scale`` or ``serving``.
+"""What steps, serving and privacy cost: ``python -m eval.bench env``, ``masks``, ``scale``, ``serving`` or ``private``.
 
 ``env``: steps per second and time to a trained policy, against PEFT the usual way and against our own way one user at a
 time (needs the extra ``bench``). ``masks``: operations of a batched adaptation against what is on. ``scale``: cost per step
 and memory from 100 to 100,000 users. ``serving``: trained runs that may end inference early against the bare model
 (``--runs``), users on disk and in memory (``--stored``), users who change (``--changed``), many users' low-rank updates in
-one batch against PEFT (needs the extras ``bench`` and ``offline-text``). Each prints its tables; ``--write`` puts them into
+one batch against PEFT (needs the extras ``bench`` and ``offline-text``). ``private``: a private round of meta-training against
+a plain one, and its memory (needs the extra ``privacy``). Each prints its tables; ``--write`` puts them into
 a page.
 """
 
@@ -22,10 +23,11 @@ from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
 from eval.bench.clock import machine
 from eval.bench.masks import masks_table, measure_masks
+from eval.bench.private import measure_private, private_table
 from eval.bench.scale import measure_scale, scale_table
 from eval.headline import write_between_markers
 
-SECTIONS = ("env", "masks", "scale", "serving")
+SECTIONS = ("env", "masks", "scale", "serving", "private")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -85,6 +87,9 @@ def measured(args: argparse.Namespace) -> tuple[Any, str]:
     section, data_root = args.section, args.data_root
     if section == "serving":
         return measured_serving(args)
+    if section == "private":
+        rounds = measure_private()
+        return rounds, f"{machine()}.\n\n{private_table(rounds)}"
     if section == "masks":
         by_placement = measure_masks()
         return by_placement, f"{machine()}.\n\n{masks_table(by_placement)}"
