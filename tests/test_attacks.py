@@ -1,7 +1,5 @@
 """Attacks that bite where there is something to find, and audits whose alarm rings."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -9,6 +7,7 @@ from scipy.stats import norm
 from eval.attacks import audited_epsilon, best_guesses, confidence, exact, lira, rmia, success
 from eval.audit import audit
 from meta.private import Privacy, PrivateRounds
+from tests.broken_rounds import Quiet, Unclipped
 
 
 def test_success_is_that_of_two_normal_distributions():
@@ -90,30 +89,6 @@ def test_an_audited_epsilon_is_what_guesses_disprove():
 
 
 # Audits of private rounds
-
-
-class Quiet(PrivateRounds):
-    """Adds no noise."""
-
-    def release(self, shapes, updates):
-        kept, self.kind = self.kind, replace(self.kind, noise=1e-9)
-        found = super().release(shapes, updates)
-        self.kind = kept
-        return found
-
-
-class Unclipped(PrivateRounds):
-    """Adds updates up as they are."""
-
-    def release(self, shapes, updates):
-        kept = self.privacy, self.kind
-        self.privacy, self.kind = (
-            replace(self.privacy, clip=1e9),
-            replace(self.kind, noise=self.kind.noise * self.privacy.clip / 1e9),
-        )
-        found = super().release(shapes, updates)
-        self.privacy, self.kind = kept
-        return found
 
 
 def audited(kind, epsilon=3.0, canaries=2500, rounds=40, noise_seed=1):

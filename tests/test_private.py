@@ -28,6 +28,7 @@ from meta.private import (
 from meta.store import KIND, init_facts, load_init
 from meta.trainer import MetaConfig, MetaTrainer, learned_init, trainer_for
 from tests import tastes
+from tests.broken_rounds import NoisyPieces, OverTheDrawn, Quiet, Shuffled, Unclipped
 from users.base import Examples, Population, User
 from users.duplicates import duplicates
 
@@ -148,56 +149,6 @@ def check_rounds(rounds_class=PrivateRounds):
 
 def test_rounds_on_neighbouring_populations_are_the_sums_worked_out_by_hand():
     check_rounds()
-
-
-class OverTheDrawn(PrivateRounds):
-    """Divides by how many took part."""
-
-    def cohort(self, step):
-        drawn = super().cohort(step)
-        self.expected = max(1, len(drawn))
-        return drawn
-
-
-class NoisyPieces(PrivateRounds):
-    """Adds noise to every piece of a cohort."""
-
-    def release(self, shapes, updates):
-        pieces = [*updates]
-        total = super().release(shapes, pieces)
-        for _ in pieces[1:]:
-            total["w"] += self.privacy.clip * self.kind.noise * torch.randn(3) / self.expected
-        return total
-
-
-class Shuffled(PrivateRounds):
-    """Draws a fixed number of users without replacement."""
-
-    def cohort(self, step):
-        super().cohort(step)
-        return torch.randperm(self.users, generator=torch.Generator().manual_seed(step))[: self.expected].sort().values
-
-
-class Unclipped(PrivateRounds):
-    """Adds updates up as they are."""
-
-    def release(self, shapes, updates):
-        scale = 1e3
-        kept = self.privacy, self.kind
-        self.privacy, self.kind = replace(self.privacy, clip=CLIP * scale), replace(self.kind, noise=NOISE / scale)
-        found = super().release(shapes, updates)
-        self.privacy, self.kind = kept
-        return found
-
-
-class Quiet(PrivateRounds):
-    """Adds no noise."""
-
-    def release(self, shapes, updates):
-        kept, self.kind = self.kind, replace(self.kind, noise=1e-9)
-        found = super().release(shapes, updates)
-        self.kind = kept
-        return found
 
 
 @pytest.mark.parametrize("wrong", [OverTheDrawn, NoisyPieces, Shuffled, Unclipped, Quiet])
