@@ -111,10 +111,11 @@ def learn_private(
     score = scorer(policy)
     average, learned = deepcopy(policy), dict(score.named_parameters())
     optimiser = torch.optim.Adam(learned.values(), settings.rate)
-    draw = np.random.default_rng(seed)
+    public = np.random.default_rng(seed)
     for step in tqdm(range(settings.rounds), desc="private policy gradients" if private else "policy gradients", unit="round"):
         optimiser.param_groups[0]["lr"] = settings.rate * (1 + np.cos(np.pi * step / settings.rounds)) / 2
-        cohort = _public_cohort(len(users), settings.users, draw) if private is None else private.cohort(step).numpy()
+        cohort = _public_cohort(len(users), settings.users, public) if private is None else private.cohort(step).numpy()
+        draw = public if private is None else np.random.default_rng(_words(private.source(step, "masks")))
         pieces = _updates(policy, scenario, rules, settings, users[cohort], draw)
         found = _mean(pieces, learned) if private is None else private.release(learned, pieces)
         for name, parameter in learned.items():
@@ -183,6 +184,11 @@ def _rewards(scenario: Scenario, rules: Rules, users: Users, masks: NDArray[np.b
     plans = scenario.executed(masks.reshape(len(users) * each, -1))
     weight = rules.weight.low
     return scenario.oracle.evaluate(users.repeat(each), plans).reward(weight).reshape(len(users), each)
+
+
+def _words(source: torch.Generator) -> NDArray[np.int64]:
+    """A seed of 256 bits."""
+    return torch.randint(2**32, (8,), generator=source).numpy()
 
 
 def _public_cohort(users: int, expected: int, draw: np.random.Generator) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from envs.scenario import Scenario
 from meta.accountant import Accountant, BudgetError
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.curves import room_for_curves
-from meta.private import Privacy, PrivateRounds, check_covered
+from meta.private import Privacy, PrivateRounds, account_of, check_covered
 from meta.store import KIND
 from meta.train import add_privacy_flags, promised
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace, settings: PrivateSettings, config: RunConfig, folder: Path, spent: Accountant) -> None:
-    """Learn the policy and write the run's folder. Nothing of it is written before the last round: a kill spends nothing."""
+    """Learn the policy, then write the run's folder, what was spent first. A kill during learning spends nothing."""
     scenario = config.scenario()
     privacy = promised(args)
     assert privacy is not None
@@ -96,18 +96,21 @@ def train(args: argparse.Namespace, settings: PrivateSettings, config: RunConfig
     if args.on == "train":
         private = guarantee(privacy, scenario, settings, spent)
     start, events = time.perf_counter(), config.events(folder)
-    with room_for_curves(events), SummaryWriter(str(events)) as writer:
-        policy = learn_private(scenario, config.rules, settings, args.seed, private, args.on, writer.add_scalar)
-    config.save(folder)
+    curves: list[tuple[str, float, int]] = []
+    policy = learn_private(scenario, config.rules, settings, args.seed, private, args.on, lambda *point: curves.append(point))
     account = private.accountant if private else spent
     meta: dict[str, Any] = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, "pathways": list(scenario.pathways)}
     meta |= {"scenario": scenario.without_users, "rules": config.rules.to_json(), "cost_weight": config.cost_weight}
-    save_policy(folder / "policy", policy, {**meta, "accountant": account.state()})
     card = [
         *account.card(),
         f"  the policy was learned from {args.on} users' rewards" + ("" if private else ", who are public"),
     ]
     write_atomically(folder / "privacy.json", json.dumps({"accountant": account.state(), "card": card}, indent=1).encode())
+    config.save(folder)
+    save_policy(folder / "policy", policy, {**meta, "accountant": account.state()})
+    with room_for_curves(events), SummaryWriter(str(events)) as writer:
+        for point in curves:
+            writer.add_scalar(*point)
     write_seconds(folder, {**scenario.seconds, "ppo": time.perf_counter() - start})
 
 
@@ -119,6 +122,7 @@ def guarantee(privacy: Privacy, scenario: Scenario, settings: PrivateSettings, s
         BudgetError: if they do not fit into the budget.
     """
     private = PrivateRounds(privacy, len(scenario.users("train")), settings.users, settings.rounds, PART, spent.rounds)
+    private.accountant.repeatable |= spent.repeatable
     if private.accountant.delta != spent.delta:
         raise ValueError(
             f"the initialisation is accounted for at delta {spent.delta:.3g}, the policy at {private.accountant.delta:.3g}: "
@@ -132,7 +136,7 @@ def spent_before(init: Path) -> Accountant:
     _, said = load_artefact(plain(init), KIND)
     if "accountant" not in said:
         raise ArtefactError(f"{init} was learned without privacy: give one that python -m meta.train --private made.")
-    return Accountant.of(said["accountant"])
+    return account_of(said, str(init))
 
 
 def plain(path: Path) -> Path:

@@ -169,7 +169,7 @@ def modelled(
     if gates != "adapters":
         made_of["gates"] = gates
     if observed_on != "train":
-        made_of[OBSERVED] = observed_on
+        made_of[OBSERVED] = f"{observed_on} {data.population.fingerprint(observed_on)}"
     if cost != "parameters":
         made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
     if precision != "float32":
@@ -241,7 +241,7 @@ def modelled_scenario(
         splits: that the scenario has. If some are left out, users are observed on demand, and those left out by nobody.
     """
     population, pathways = live.population, live.pathways
-    shown, whose = SAMPLE if population.lazy else None, (made_of or {}).get(OBSERVED, "train")
+    shown, whose = SAMPLE if population.lazy else None, (made_of or {}).get(OBSERVED, "train").split()[0]
     embedder = UserEmbedder.fit(pathways.model, live.data.readouts(whose, "support", shown), embedding)
     statistics = PathwayStatistics.fit(pathways, live.init, live.data.part(whose, "support", shown))
     look = Observed(live.data, embedder, statistics, lazy={*splits} < {*SPLITS})

@@ -80,9 +80,10 @@ class Scenario:
 
     @property
     def without_users(self) -> str:
-        """A fingerprint of all that observations depend on but the users; for what may say nothing of these."""
+        """A fingerprint of all that observations depend on but the users who learn; for what may say nothing of these."""
         facts = {name: what for name, what in self.made_of.items() if name not in ("users", "cost")}
-        return f"users unsaid, {cache_key(pathways=list(self.pathways), **facts)}"
+        shown = list(self.look.embedder.parts) if self.look else []
+        return f"users unsaid, {cache_key(pathways=list(self.pathways), embedding=shown, **facts)}"
 
     def executed(self, masks: Plans) -> Plans:
         """What is run for masks ``[..., P]``: where nothing speaks, such blocks and readout as have a gate are on."""

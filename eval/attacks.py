@@ -70,8 +70,8 @@ def _auc_interval(auc: float, members: int, others: int) -> tuple[float, float]:
 def rmia(target: Values, references: Values, population: Values, population_references: Values, gamma: float = 1.0) -> Values:
     """Offline robust membership inference: how many of a population somebody fits the target better than, relatively.
 
-    Source: Zarifzadeh et al. 2024, "Low-Cost High-Power Membership Inference Attacks" (offline, a = 0: references have seen
-    nobody of those asked about).
+    Source: Zarifzadeh et al. 2024, "Low-Cost High-Power Membership Inference Attacks" (offline, a = 1: references have seen
+    nobody of those asked about, and their mean stands for everybody's).
 
     Args:
         target: ``[X]``, log likelihoods of those asked about under the attacked model.

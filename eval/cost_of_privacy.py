@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ def row(design: Design, epsilon: float, seed: int) -> dict[str, Any]:
     """
     users, backbone, placement = "digits", "resnet-small", "inline"
     data = prepared(users, backbone, placement, design.rank, seed, folder_of(users, backbone), design.population())
-    init = learned_init(data, design.init, folder_of(users, backbone), privacy=design.promise(epsilon, design.init_clip, seed))
+    learn = replace(design.init, seed=seed)
+    init = learned_init(data, learn, folder_of(users, backbone), privacy=design.promise(epsilon, design.init_clip, seed))
     scenario = load_scenario(
         "modelled",
         users=users,

@@ -4,7 +4,8 @@
   same attack on the same training without privacy, and on one overfitted to 100 users: an attack that never bites proves
   nothing.
 * Was this *example* in a user's support? LiRA on the adapter, with shadow adapters.
-* An audit of the private rounds in one run, with canaries, held against what the run claims.
+* An audit of the private rounds in one run, held against what the run claims: drawing, clipping, noise and averaging, with
+  canaries instead of users; how users' updates come about is no part of it.
 
 For populations whose generator gives any number of further users (the simulated digits). Trainings are kept in the cache.
 """
@@ -25,12 +26,13 @@ from backbones.threads import usable_cores
 from eval.attacks import Success
 from eval.audit import Audit, audit
 from eval.membership import example_membership, user_membership
-from meta.accountant import Accountant, BudgetError
+from meta.accountant import BudgetError
 from meta.arguments import show_log
 from meta.inner import MetaInit
 from meta.prepare import folder_of, further_arguments, prepared
-from meta.private import PART, Privacy, PrivateRounds
-from meta.store import KIND
+from meta.private import PART, Privacy, PrivateRounds, account_of
+from meta.start import fitted_start
+from meta.store import KIND, init_facts
 from meta.trainer import MetaConfig, MetaTrainer
 from users.batch import Part
 
@@ -57,7 +59,7 @@ class Attacked:
         tensors, said = load_artefact(Path(kwargs.get("init") or run / "no-init"), KIND)
         if "privacy" not in said:
             raise ValueError(f"the initialisation of {run} was not learned in private; attack a run of agents.train_private.")
-        self.privacy, self.account = Privacy(**said["privacy"]), Accountant.of(said["accountant"])
+        self.privacy, self.account = Privacy(**said["privacy"]), account_of(said, str(run))
         self.config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
         self.init, self.references = MetaInit.from_tensors(tensors), references
         known = further_arguments(kwargs)
@@ -66,24 +68,25 @@ class Attacked:
         more = {name: value for name, value in kwargs.items() if name in known}
         where = kwargs["users"], kwargs["backbone"], kwargs.get("placement", "side"), kwargs.get("rank", 16), config.seed
         self.folder = folder_of(kwargs["users"], kwargs["backbone"])
-        self.users = len(prepared(*where, self.folder, more).population.train)
+        gates = kwargs.get("gates", "adapters")
+        self.users = len(prepared(*where, self.folder, more, gates=gates).population.train)
         others = ASKED + JUDGED + references * max(self.users, FEW)
-        self.data = prepared(*where, self.folder, {**more, "train_users": self.users + others})
+        self.data = prepared(*where, self.folder, {**more, "train_users": self.users + others}, gates=gates)
 
     def trained(self, config: MetaConfig, users: range) -> MetaInit:
         """An initialisation learned without privacy from some train users, made or loaded."""
-        data, facts = self.data, {"attack": 1, "users": [users.start, users.stop], **asdict(config)}
-        model, people = data.pathways.model.fingerprint(), data.population.fingerprint("val")
-        path = self.folder / f"attack-{cache_key(model=model, people=people, rank=data.pathways.rank, **facts)}"
+        data, facts = self.data, {"users": [users.start, users.stop], **asdict(config)}
+        path = self.folder / f"attack-{cache_key(**init_facts(data), gates_of=data.pathways.gates, **facts)}"
 
         def train() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             support, query = (Part(data, "train", role, torch.tensor(users)) for role in ("support", "query"))
-            return MetaTrainer(data.pathways, support, query, config).run().tensors(), facts
+            weights = fitted_start(data, config.start_steps, config.seed) if config.start_steps else None
+            return MetaTrainer(data.pathways, support, query, config, weights=weights).run().tensors(), facts
 
         return MetaInit.from_tensors(load_or_make(path, "attacked initialisation", train)[0])
 
     def user_attacks(self) -> dict[str, Success]:
-        """RMIA on the run, on the same without privacy, and on an overfitted one."""
+        """RMIA on the run, on the same without privacy, and on an overfitted one; these keep their last state, unshrunk."""
         plain = replace(self.config, keep="last", shrink=False)
         apart = self.users + ASKED + JUDGED
         chunks = [range(apart + i * self.users, apart + (i + 1) * self.users) for i in range(self.references)]
@@ -110,7 +113,7 @@ class Attacked:
         kind = next(kind for kind in self.account.rounds if kind.part == PART)
         rounds, expected = self.account.rounds[kind], max(1, round(kind.sampling * AUDITED))
         privacy = replace(self.privacy, epsilon=1000.0, noise=kind.noise)  # the budget is not what is audited
-        return audit(PrivateRounds(privacy, AUDITED, expected, rounds))
+        return audit(PrivateRounds(privacy, round(expected / kind.sampling), expected, rounds))
 
 
 def table(users: Mapping[str, Success], examples: Success, shadows: int, references: int, audited: Audit) -> str:

@@ -30,6 +30,10 @@ class BudgetError(RuntimeError):
     """A round would spend more than the budget allows."""
 
 
+class ContradictionError(BudgetError):
+    """Two ways to account for the same rounds do not agree."""
+
+
 @dataclass(frozen=True)
 class Round:
     """One release: a sum over users who were drawn independently, with Gaussian noise.
@@ -52,6 +56,7 @@ class Accountant:
     Attributes:
         epsilon, delta: the budget.
         rounds: how many rounds of each kind there were.
+        repeatable: whether some of their noise follows from a seed: whoever knows that is promised nothing.
 
     Raises:
         ValueError: for a budget out of range.
@@ -60,6 +65,7 @@ class Accountant:
     epsilon: float
     delta: float
     rounds: dict[Round, int] = field(default_factory=dict)
+    repeatable: bool = False
     _afforded: dict[tuple[Round, int], int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +80,7 @@ class Accountant:
         """The epsilon of all rounds so far at the budget's delta; 0 before the first.
 
         Raises:
-            RuntimeError: if the two ways to account for them contradict each other.
+            ContradictionError: if the two ways to account for them contradict each other.
         """
         return spent_by(self.rounds, self.delta)
 
@@ -107,13 +113,13 @@ class Accountant:
     def state(self) -> dict[str, Any]:
         """Everything as JSON-able facts."""
         counted = [{**asdict(kind), "rounds": count} for kind, count in self.rounds.items()]
-        return {"epsilon": self.epsilon, "delta": self.delta, "rounds": counted}
+        return {"epsilon": self.epsilon, "delta": self.delta, "rounds": counted, "repeatable": self.repeatable}
 
     @staticmethod
     def of(state: Mapping[str, Any]) -> "Accountant":
         """The inverse of :meth:`state`. Raises ``KeyError`` or ``TypeError`` for what is none."""
         counted = {Round(**{k: v for k, v in each.items() if k != "rounds"}): each["rounds"] for each in state["rounds"]}
-        return Accountant(state["epsilon"], state["delta"], counted)
+        return Accountant(state["epsilon"], state["delta"], counted, state["repeatable"])
 
     def card(self) -> list[str]:
         """Lines for readers: the budget, what of it is spent, and by what."""
@@ -126,6 +132,11 @@ class Accountant:
                 f"  {kind.part}: {count} rounds, each user in with probability {kind.sampling:.4g}, noise {kind.noise:.3f} "
                 f"times the clipping norm; alone epsilon {alone:.3f}"
             )
+        lines.append(
+            "  that of this training alone: whatever else is learned from the same users, a repetition too, adds to it"
+        )
+        if self.repeatable:
+            lines.append("  **the noise follows from --noise-seed: whoever knows it is promised nothing**")
         return lines
 
 
@@ -134,7 +145,7 @@ def spent_by(rounds: Mapping[Round, int], delta: float) -> float:
 
     Raises:
         ImportError: without dp-accounting.
-        RuntimeError: if the two accounts contradict each other.
+        ContradictionError: if the two accounts contradict each other.
     """
     check_installed()
     from dp_accounting import NeighboringRelation
@@ -145,7 +156,7 @@ def spent_by(rounds: Mapping[Round, int], delta: float) -> float:
     tight = _composed(PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, GRID), rounds, delta)
     loose = _by_divergences(rounds, delta)
     if tight > loose * (1 + TOLERANCE) + TOLERANCE:
-        raise RuntimeError(
+        raise ContradictionError(
             f"by privacy loss distributions epsilon is {tight}, by Renyi divergences {loose}: one must be wrong."
         )
     return tight

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backbones.artefacts import ArtefactError
 from backbones.pathways import Pathways
 from backbones.registry import Registry
-from meta.accountant import Accountant, Round, noise_for, usual_delta
+from meta.accountant import Accountant, BudgetError, Round, noise_for, usual_delta
 from meta.inner import MetaInit, adapt, stacked, user_loss
 from users.base import Population
 from users.batch import Batch
@@ -32,6 +33,8 @@ from users.duplicates import check_duplicates
 CHUNK = 32
 """Users whose updates are in memory at a time."""
 PART = "meta-initialisation"
+MERSENNE = slice(24, 24 + 624 * 8)
+"""Where in the state of torch's generator the words of its Mersenne twister are."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,20 @@ class Privacy:
 def secret(seed: int | None, step: int, what: str) -> torch.Generator:
     """Random numbers for one purpose in one round: from the operating system's secrets, or repeatable by a seed."""
     if seed is None:
-        return torch.Generator().manual_seed(secrets.randbits(63))
+        return unguessable()
     digest = hashlib.sha256(f"{seed} {step} {what}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def unguessable() -> torch.Generator:
+    """A source whose whole state comes from the operating system: a seed would be 32 bits, which can be tried out."""
+    generator = torch.Generator()
+    state = generator.get_state().numpy().copy()
+    words = state[MERSENNE].view(np.uint64)  # the twister's 624 words of 32 bits, kept in 64 each
+    words[:] = np.frombuffer(secrets.token_bytes(4 * len(words)), np.uint32)
+    generator.set_state(torch.from_numpy(state))
+    torch.rand(1, generator=generator)
+    return generator
 
 
 def poisson_cohort(users: int, sampling: float, source: torch.Generator) -> Tensor:
@@ -165,7 +179,13 @@ class PrivateRounds:
         sampling, spent = expected / users, dict(before or {})
         noise = privacy.noise or noise_for(privacy.epsilon, delta, [(sampling, rounds)], spent)
         self.kind = Round(part, sampling, noise)
-        self.accountant = Accountant(privacy.epsilon, delta, spent)
+        self.accountant = Accountant(privacy.epsilon, delta, spent, privacy.noise_seed is not None)
+        if privacy.noise and not self.accountant.affords(self.kind, rounds):
+            least = noise_for(privacy.epsilon, delta, [(sampling, rounds)], spent)
+            raise BudgetError(
+                f"{rounds} rounds with noise {privacy.noise:g} spend more than epsilon {privacy.epsilon:g}: take noise "
+                f"{least:.3f}, fewer rounds, or a larger budget."
+            )
         self._noise: torch.Generator | None = None
 
     def cohort(self, step: int) -> Tensor:
@@ -175,9 +195,16 @@ class PrivateRounds:
             BudgetError: if it would exceed the budget.
         """
         self.accountant.charge(self.kind, max(1, self.rounds - step))
-        seed, part = self.privacy.noise_seed, self.kind.part
-        self._noise = secret(seed, step, f"{part}: noise")
-        return poisson_cohort(self.users, self.kind.sampling, secret(seed, step, f"{part}: users"))
+        self._noise = self.source(step, "noise")
+        return poisson_cohort(self.users, self.kind.sampling, self.source(step, "users"))
+
+    def source(self, step: int, what: str) -> torch.Generator:
+        """Random numbers of a round that nobody outside may know.
+
+        Whatever chance decides about the users of a cohort (masks, which examples are support) must come from here, drawn for
+        each independently: then one user more leaves the others' updates what they are, and no public seed tells them.
+        """
+        return secret(self.privacy.noise_seed, step, f"{self.kind.part}: {what}")
 
     def release(self, shapes: Mapping[str, Tensor], updates: Iterable[Updates]) -> Updates:
         """The noised mean of a cohort's updates, piece by piece; of the shapes of ``shapes``. Once per :meth:`cohort`."""
@@ -199,21 +226,26 @@ class PrivateRounds:
         """
         if state is None:
             raise ArtefactError(
-                f"the checkpoint in {where} has no account of the privacy that it has spent, and is not gone on with: "
-                "remove the folder to begin again."
+                f"the checkpoint in {where} has no account of the privacy that it has spent, and is not gone on with. Restore "
+                "it; a training begun anew elsewhere adds to whatever of this one was seen."
             )
-        try:
-            found = Accountant.of(state)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(f"the account of spent privacy in {where} cannot be read ({error}).") from error
+        found = account_of({"accountant": state}, where)
         mine = self.accountant
         expected = {**mine.rounds, self.kind: step} if step else mine.rounds
         if (found.epsilon, found.delta, found.rounds) != (mine.epsilon, mine.delta, expected):
             raise ArtefactError(
                 f"the account of spent privacy in {where} is not that of {step} rounds under this budget: it was altered, or "
-                "the settings were. Restore them, or remove the folder to begin again."
+                "the settings were. Restore them; a training begun anew elsewhere adds to whatever of this one was seen."
             )
         self.accountant = found
+
+
+def account_of(said: Mapping[str, Any], where: str) -> Accountant:
+    """The account among an artefact's facts. Raises ``ArtefactError`` if it cannot be read."""
+    try:
+        return Accountant.of(said["accountant"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"the account of spent privacy in {where} cannot be read ({error!r}).") from error
 
 
 def check_covered(population: Population, privacy: Privacy, algorithm: str) -> None:

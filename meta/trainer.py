@@ -1,5 +1,6 @@
 """Meta-training: the loop around an outer algorithm, with checkpoints from which it goes on exactly."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, load_or_make, save_artefact
+from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, load_or_make, save_artefact, write_atomically
 from backbones.base import hash_tensors
 from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapted
@@ -176,6 +177,8 @@ class MetaTrainer:
                 total += self._outer_step()
                 bar.update()
                 if self.step % every == 0 or self.step == self.config.steps:
+                    if self.private:
+                        self.save()  # what was spent, before anything of it is shown
                     loss = float(total) / (self.step - since)
                     total.zero_()
                     since = self.step
@@ -210,7 +213,7 @@ class MetaTrainer:
         for group in self.optimiser.param_groups:
             progress = torch.tensor(torch.pi * self.step / config.steps)
             group["lr"] = group["peak"] * float(1 + progress.cos()) / 2
-        loss = self._usual_gradients(draw) if self.private is None else self._private_gradients(self.private, draw)
+        loss = self._usual_gradients(draw) if self.private is None else self._private_gradients(self.private)
         self.optimiser.step()
         self.step += 1
         return loss
@@ -233,9 +236,9 @@ class MetaTrainer:
         objective.backward()
         return loss
 
-    def _private_gradients(self, private: PrivateRounds, draw: torch.Generator) -> Tensor:
+    def _private_gradients(self, private: PrivateRounds) -> Tensor:
         """The same under noise, of whom chance draws; nothing else of them gets out."""
-        users, init = private.cohort(self.step), self.present()
+        users, init, draw = private.cohort(self.step), self.present(), private.source(self.step, "masks")
         gates, updates = self.masks(users, draw), UPDATES.get(self.config.algorithm)
 
         def pieces() -> Iterator[dict[str, Tensor]]:
@@ -375,7 +378,7 @@ def learned_init(
         facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
         return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)
     settings = {k: v for k, v in asdict(config).items() if k != "shrink" and (k not in LATER or v != LATER[k])}
-    promised = {"privacy": asdict(privacy)} if privacy else {}
+    promised = {"privacy": asdict(privacy), "salt": _salt(folder)} if privacy else {}
     path = folder / f"meta-{cache_key(**facts, **settings, **promised)}"
     unfinished = path.with_name(f"{path.name}-unfinished")
 
@@ -384,11 +387,20 @@ def learned_init(
         found = trainer.run(log).tensors()
         if not trainer.private:
             return found, {**facts, **settings}
-        return found, {**facts, **settings, **promised, **UNSAID, "accountant": trainer.private.accountant.state()}
+        told = {"privacy": {**asdict(trainer.private.privacy), "noise_seed": None}, **UNSAID}
+        return found, {**facts, **settings, **told, "accountant": trainer.private.accountant.state()}
 
     load_or_make(path, KIND, train)
     rmtree(unfinished, ignore_errors=True)
     return path
+
+
+def _salt(folder: Path) -> str:
+    """A secret of the folder, so that names in it do not tell of whose data they are."""
+    path = folder / "salt"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(16).encode())
+    return path.read_text()
 
 
 def _shrunk(
@@ -404,6 +416,7 @@ def _shrunk(
         support, query = (data.rows("val", role, users) for role in ("support", "query"))
         return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True, **kept}
 
-    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(tensors))}"
+    salt = {"salt": _salt(folder)} if privacy else {}
+    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(tensors), **salt)}"
     load_or_make(path, KIND, shrink)
     return path

@@ -24,6 +24,7 @@ from meta.private import (
     clipped,
     poisson_cohort,
     secret,
+    unguessable,
 )
 from meta.store import KIND, init_facts, load_init
 from meta.trainer import MetaConfig, MetaTrainer, learned_init, trainer_for
@@ -230,6 +231,59 @@ def test_each_users_update_is_that_of_the_user_alone(world):
             torch.testing.assert_close(together[key][user], update[0], rtol=1e-4, atol=1e-6)
 
 
+def test_one_user_less_changes_what_a_training_round_releases_by_their_own_share_alone(world):
+    """Masks and the dealing of examples are set aside: they are drawn for each user alone, from numbers nobody knows."""
+
+    def released(left_out):
+        every = lambda users, _: torch.ones(len(users), world.pathways.num_pathways, dtype=torch.bool)  # noqa: E731
+        rounds = PrivateRounds(Privacy(50.0, 1e-3, 0.01, 1.0, noise_seed=4), 24, 8, 3)
+        parts = [world.part("train", role) for role in ("support", "query")]
+        trainer = MetaTrainer(world.pathways, *parts, MetaConfig(steps=3, users=8, inner_rate=0.3), masks=every, private=rounds)
+        cohort = rounds.cohort(0)
+        kept = torch.tensor([user for user in cohort.tolist() if user != left_out])
+        rounds.cohort = lambda step: (setattr(rounds, "_noise", rounds.source(step, "noise")), kept)[1]
+        trainer._private_gradients(rounds)
+        return torch.cat([w.grad.flatten() for w in trainer._learned().values()]), cohort
+
+    whole, cohort = released(None)
+    for user in cohort.tolist()[:3]:
+        difference = float((whole - released(user)[0]).norm())
+        assert 0 < difference <= 0.01 / 8 * (1 + 1e-4)
+
+
+def test_masks_of_private_rounds_come_from_numbers_that_nobody_knows(world):
+    seen = []
+
+    def masks(users, draw):
+        seen.append(torch.rand(3, generator=draw))
+        return torch.ones(len(users), world.pathways.num_pathways, dtype=torch.bool)
+
+    parts = [world.part("train", role) for role in ("support", "query")]
+    for noise_seed in (1, 1, 2, None, None):
+        rounds = PrivateRounds(Privacy(50.0, noise=1.0, noise_seed=noise_seed), 24, 8, 1)
+        MetaTrainer(world.pathways, *parts, MetaConfig(steps=1, users=8), masks=masks, private=rounds).run()
+    assert torch.equal(seen[0], seen[1])
+    assert len({tuple(drawn.tolist()) for drawn in seen}) == 4
+
+
+def test_secret_numbers_depend_on_far_more_than_a_seeds_32_bits(monkeypatch):
+    import secrets
+
+    words = bytearray(secrets.token_bytes(4 * 624))
+    monkeypatch.setattr("meta.private.secrets.token_bytes", lambda count: bytes(words[:count]))
+    first = torch.rand(1000, generator=unguessable())
+    assert torch.equal(first, torch.rand(1000, generator=unguessable()))
+    for place in (0, 1200, 2495):  # the first word of the state has one bit that counts, its highest
+        changed = bytearray(words)
+        changed[place if place else 3] ^= 0x80
+        monkeypatch.setattr("meta.private.secrets.token_bytes", lambda count, changed=changed: bytes(changed[:count]))
+        assert not torch.equal(first, torch.rand(1000, generator=unguessable()))
+    monkeypatch.undo()
+    drawn = torch.rand(20_000, generator=unguessable())
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.02) and len(drawn.unique()) > 19_900
+    assert float(torch.randn(20_000, generator=unguessable()).std()) == pytest.approx(1, abs=0.03)
+
+
 # Training
 
 
@@ -242,7 +296,8 @@ def test_without_noise_and_clipping_everybody_drawn_it_is_the_plain_training(wor
     users, every = len(world.population.train), lambda users, _: torch.ones(len(users), world.pathways.num_pathways).bool()
     config = MetaConfig(steps=5, users=users, inner_rate=0.3)
     parts = [world.part("train", role) for role in ("support", "query")]
-    rounds = PrivateRounds(Privacy(1e6, 0.5, 1e6, 1e-12, noise_seed=1), users, users, 5)
+    rounds = PrivateRounds(Privacy(1e6, 0.5, 1e6, 1.0, noise_seed=1), users, users, 5)
+    rounds.kind = replace(rounds.kind, noise=1e-12)
     rounds.accountant.charge = lambda *_: None  # the account of no noise at all cannot be worked out
     private = MetaTrainer(world.pathways, *parts, config, masks=every, private=rounds).run()
     plain = MetaTrainer(world.pathways, *parts, config, masks=every).run()
@@ -271,15 +326,25 @@ def test_after_a_kill_it_goes_on_as_if_nothing_had_been_and_the_account_with_it(
     whole = private_trainer(world, tmp_path / "a").run(every=2)
 
     def stop(tag, *_):
+        """Killed while it shows round 4: what was spent is on disk by then."""
         if tag == "privacy/epsilon" and trainer.step == 4:
             raise Killed
 
     trainer = private_trainer(world, tmp_path / "b")
     with pytest.raises(Killed):
         trainer.run(stop, every=2)
-    assert trainer.private.accountant.rounds[trainer.private.kind] == 4
+    trainer = private_trainer(world, tmp_path / "b")
+    assert trainer.step == 4 and trainer.private.accountant.rounds[trainer.private.kind] == 4
+
+    def kill(users, draw):
+        raise Killed
+
+    trainer.masks = kill  # within round 5, which is charged and never shown
+    with pytest.raises(Killed):
+        trainer.run(every=2)
+    assert trainer.private.accountant.rounds[trainer.private.kind] == 5
     again = private_trainer(world, tmp_path / "b")
-    assert again.step == 2 and again.private.accountant.rounds[again.private.kind] == 2  # what was never written down is redone
+    assert again.step == 4 and again.private.accountant.rounds[again.private.kind] == 4
     rest = again.run(every=2)
     assert again.private.accountant.rounds == {again.private.kind: 6}
     for name, tensor in whole.tensors().items():
@@ -323,11 +388,13 @@ def test_plain_and_private_training_do_not_go_on_from_each_other(world, tmp_path
 
 
 def test_a_training_that_does_not_fit_into_the_budget_stops_before_it(world, tmp_path):
-    tight = Privacy(4.0, noise=0.5, noise_seed=1, public_model=True)
-    trainer = private_trainer(world, tmp_path, tight, steps=50)
+    with pytest.raises(BudgetError, match=r"50 rounds with noise 0\.5 spend more than epsilon 4: take noise \d\.\d+, fewer"):
+        private_trainer(world, tmp_path, Privacy(4.0, noise=0.5, public_model=True), steps=50)
+    trainer = private_trainer(world, tmp_path, steps=3)
+    trainer.private.accountant.epsilon = 1e-3  # somebody's budget shrinks on the way
     with pytest.raises(BudgetError, match="a further round would spend"):
-        trainer.run(every=1)
-    assert 0 < trainer.step < 50 and trainer.private.accountant.spent() <= 4.0
+        trainer.run()
+    assert trainer.step == 0
 
 
 def test_what_train_users_lose_is_neither_logged_nor_shown(world, capsys):
@@ -346,6 +413,9 @@ def test_a_private_start_says_what_it_spent_and_no_hash_of_train_users(world, tm
     assert 3.5 < spent.spent() <= 4.0 and sum(spent.rounds.values()) == 2
     fingerprint = world.population.fingerprint("train")
     assert fingerprint not in path.with_suffix(".json").read_text()
+    assert said["privacy"]["noise_seed"] is None and spent.repeatable
+    elsewhere = learned_init(world, config, tmp_path / "b", privacy=privacy)
+    assert elsewhere.name != path.name  # a name that everybody could work out would be a hash of train users too
     assert isinstance(load_init(path, init_facts(world)), MetaInit)
     assert learned_init(world, config, tmp_path, privacy=privacy) == path  # nothing is spent twice
     others = {

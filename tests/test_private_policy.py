@@ -90,6 +90,27 @@ def test_settings_out_of_range_are_refused(wrong):
         PrivateSettings(**wrong)
 
 
+def test_masks_of_private_rounds_come_from_numbers_that_nobody_knows(planted):
+    settings, found = PrivateSettings(rounds=3, users=20), []
+    for noise_seed in (0, 0, 1):
+        privacy = Privacy(300.0, 1e-3, 0.3, 1.0, noise_seed=noise_seed)
+        rounds = PrivateRounds(privacy, len(planted.users("train")), 20, 3, "policy")
+        kept = planted.oracle.evaluate
+        seen = []
+
+        def watched(users, masks, *rest, kept=kept, seen=seen):
+            seen.append((users, masks))
+            return kept(users, masks, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(planted.oracle, "evaluate", watched)
+            patch.setattr(rounds, "cohort", lambda step, r=rounds: (type(r).cohort(r, step), torch.arange(20))[1])
+            learn_private(planted, RULES, settings, 0, rounds)
+        found.append(np.concatenate([masks.ravel() for _, masks in seen]))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
 # The command
 
 
@@ -123,6 +144,7 @@ def test_start_and_policy_are_accounted_for_together(private_init, tmp_path, cap
     run(f"{private_init}.json", tmp_path / "run", "--epsilon", "5")
     printed = capsys.readouterr().out
     assert "of 5 spent at delta" in printed and "learned from train users' rewards" in printed
+    assert "a repetition too, adds to it" in printed and "whoever knows it is promised nothing" in printed
     account = Accountant.of(json.loads((tmp_path / "run/privacy.json").read_text())["accountant"])
     start = Accountant.of(load_artefact(private_init, KIND)[1]["accountant"])
     counted = {kind.part: rounds for kind, rounds in account.rounds.items()}
@@ -142,6 +164,8 @@ def test_neither_policy_nor_start_says_anything_of_train_users_but_their_number(
     assert scenario.fingerprint not in policy and scenario.made_of["users"] not in policy
     assert load_policy(tmp_path / "run/policy", scenario)
     others = load_scenario("modelled", **arguments(private_init, train_users=39))
+    with pytest.raises(ArtefactError, match="trained on other observations"):  # scaled by other val users
+        load_policy(tmp_path / "run/policy", load_scenario("modelled", **arguments(private_init, val_users=7)))
     assert load_policy(tmp_path / "run/policy", others)  # nothing in it tells these users from those
     plain = load_scenario("modelled", **arguments(private_init, observed_on="train"))
     with pytest.raises(ArtefactError, match="trained on other observations"):
