@@ -68,7 +68,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Train, then evaluate on test users."""
     args = parse(arguments)
-    args.private = True
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
@@ -90,7 +89,6 @@ def train(args: argparse.Namespace, settings: PrivateSettings, config: RunConfig
     """Learn the policy, then write the run's folder, what was spent first. A kill during learning spends nothing."""
     scenario = config.scenario()
     privacy = promised(args)
-    assert privacy is not None
     check_covered(scenario.data.population, privacy, "fomaml")
     private = None
     if args.on == "train":

@@ -19,11 +19,11 @@ class InlinePathways(ThroughPathways):
     Source: the adapter is that of Houlsby et al. 2019, with the near-zero start of the up-projection that MAML needs.
     """
 
+    bears = ("adapters", "skip")
+
     def out_width(self, pathway: int) -> int:
         """See :meth:`Pathways.out_width`."""
         return self.widths[pathway]
-
-    bears = ("adapters", "skip")
 
     @torch.no_grad()
     def frozen(self, inputs: Tensor) -> Frozen:

@@ -75,6 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start-steps", type=int, default=0, help="fit pathways to the population model's examples beforehand")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
     parser.add_argument("--shrink", action="store_true", help="let val users say how far few examples may move a user")
+    parser.add_argument("--private", action="store_true", help=f"private for users; algorithms: {', '.join(UPDATES)}")
     add_privacy_flags(parser)
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone and initialisation (default: 0)")
@@ -86,7 +87,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def add_privacy_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of everything that can be trained in private."""
     defaults, group = Privacy(), parser.add_argument_group("differential privacy")
-    group.add_argument("--private", action="store_true", help=f"for users; algorithms: {', '.join(UPDATES)}")
     group.add_argument("--epsilon", type=float, default=defaults.epsilon, help="the budget (default: %(default)s)")
     group.add_argument("--delta", type=float, help="its delta (default: the number of train users to the power of -1.1)")
     group.add_argument("--clip", type=float, default=defaults.clip, help="norm of a user's update (default: %(default)s)")
@@ -95,10 +95,8 @@ def add_privacy_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--public-model", action="store_true", help="the population model's fitting examples are public")
 
 
-def promised(args: argparse.Namespace) -> Privacy | None:
+def promised(args: argparse.Namespace) -> Privacy:
     """What the flags promise. Raises ``ValueError`` for values out of range, ``ImportError`` without the accountant."""
-    if not args.private:
-        return None
     check_installed()
     return Privacy(args.epsilon, args.delta, args.clip, args.noise, args.noise_seed, args.public_model)
 
@@ -109,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
-        privacy = promised(args)
+        privacy = promised(args) if args.private else None
         config = MetaConfig(users=args.users_per_step, **{name: getattr(args, name) for name in SETTINGS})
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}
         gates = where.pop("gates", "adapters")
