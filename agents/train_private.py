@@ -29,7 +29,7 @@ from meta.accountant import Accountant, BudgetError
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.curves import room_for_curves
 from meta.private import Privacy, PrivateRounds, account_of, check_covered
-from meta.store import KIND
+from meta.store import KIND, plain
 from meta.train import add_privacy_flags, promised
 
 LEARN_FROM = ("train", "val")
@@ -135,11 +135,6 @@ def spent_before(init: Path) -> Accountant:
     if "accountant" not in said:
         raise ArtefactError(f"{init} was learned without privacy: give one that python -m meta.train --private made.")
     return account_of(said, str(init))
-
-
-def plain(path: Path) -> Path:
-    """Without the suffix of one of an artefact's files."""
-    return path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
 
 
 def read_settings(args: argparse.Namespace) -> PrivateSettings:

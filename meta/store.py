@@ -52,5 +52,10 @@ def load_init(path: Path, facts: Mapping[str, Any]) -> MetaInit:
     return MetaInit.from_tensors(tensors)
 
 
+def plain(path: Path) -> Path:
+    """A path without the suffix of one of an artefact's files."""
+    return path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+
+
 def _difference(name: str, wanted: Any, found: Any) -> str:
     return f"{NAMES.get(name, f'another {name}')} ({name} {'not stated' if found is None else found}, here {wanted})"

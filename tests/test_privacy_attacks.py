@@ -6,50 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from coins import coins, learned, part_of
 
 from agents import train_private
-from backbones.pathways import make_pathways
-from backbones.resnet import small_resnet
 from eval import privacy
 from eval.attacks import lira
 from eval.membership import _dealt, example_membership, log_likelihoods, user_membership
 from meta import train
 from meta.inner import MetaInit
-from meta.trainer import MetaConfig, MetaTrainer
-from users.base import Examples, Population, User
-from users.batch import Part, Prepared
 
 SMALL = ["train_users:40", "val_users:6", "test_users:6", "pretrain_epochs:1"]
 
 
 @pytest.fixture(scope="module")
 def world():
-    """Users with images of their own whose labels are coins: there is nothing to learn of them but by heart."""
-    draw = torch.Generator().manual_seed(0)
-
-    def person(name):
-        def some(count):
-            coarse = torch.randn(count, 1, 2, 2, generator=draw)  # a network sees no difference between fine noises
-            images = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
-            return Examples(images, torch.randint(2, (count,), generator=draw))
-
-        return User(name, some(6), some(2), some(8))
-
-    people = {
-        split: [person(f"{split}{n}") for n in range(count)] for split, count in (("train", 420), ("val", 2), ("test", 2))
-    }
-    torch.manual_seed(0)
-    model = small_resnet(2, widths=(32,), depth=2, image_size=8)
-    return Prepared(make_pathways("side", model, 16), Population("coins", 2, **people))
-
-
-def part(data, users):
-    return [Part(data, "train", role, torch.tensor(users)) for role in ("support", "query")]
-
-
-def learned(data, users, seed, steps=150):
-    config = MetaConfig(steps=steps, users=8, inner_rate=0.3, outer_rate=3e-2, seed=seed, all_on=1.0)
-    return MetaTrainer(data.pathways, *part(data, users), config).run()
+    return coins()
 
 
 def test_users_whom_a_start_knows_by_heart_are_found_and_others_are_not(world):
@@ -65,8 +36,8 @@ def test_the_likelihood_of_a_user_is_that_of_all_their_query_examples(world):
     pathways, count = world.pathways, world.pathways.num_pathways
     init = MetaInit(pathways.start(0), torch.full((1, count), 0.0), torch.ones(count, dtype=torch.bool))
     users = range(5)
-    found = log_likelihoods(pathways, init, *part(world, users))
-    query = part(world, users)[1].rows(torch.arange(5))
+    found = log_likelihoods(pathways, init, *part_of(world, users))
+    query = part_of(world, users)[1].rows(torch.arange(5))
     weights = {key: w.expand(5, *w.shape) for key, w in init.weights.items()}
     logits = pathways.logits(query.frozen, weights, torch.ones(5, count, dtype=torch.bool))
     likely = logits.log_softmax(-1).gather(-1, query.labels[..., None])[..., 0]

@@ -1,0 +1,145 @@
+"""Unlearning users from the shared start without training anew: a sparse patch, learned on those who stay, overwrites.
+
+The pathways that users' examples change most get a sparse patch: a random part of their weights may change, everything else
+of the start stays. The patch is meta-trained on the users who stay for a fraction of the steps that the start took. It is
+kept apart from the start: without it the start is, to the bit, what it was.
+
+Source: Zhong et al. 2025, "Unlearning through Knowledge Overwriting: Reversible Federated Unlearning via Selective Sparse
+Adapter" (FUSED): layers chosen by the distance between what users trained and what they were given, sparse adapters on these,
+trained on the remaining users. It is no guarantee: what it leaves behind is what attacks find (``eval.unlearning``).
+
+Shapes: U users, P pathways.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from backbones.pathways import Pathways
+from meta.inner import MetaInit, adapt
+from meta.trainer import Log, MetaConfig, MetaTrainer
+from users.batch import Rows
+
+KIND = "patch of a meta-initialisation"
+ASKED = 200
+"""At most so many of the users who stay say which pathways are changed most."""
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """How a patch is learned.
+
+    Attributes:
+        share: of the pathways that are patched, those that users change most.
+        density: share of their weights that the patch may change.
+        steps: outer steps on the users who stay.
+        users: of them per step.
+        rate: Adam's learning rate, falling to zero along a cosine.
+        seed: of the weights that may change, the users of a step and their masks.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    share: float = 0.5
+    density: float = 0.5
+    steps: int = 100
+    users: int = 16
+    rate: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("share", "density"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}.")
+        if self.steps < 1 or self.users < 1 or not self.rate > 0:
+            raise ValueError(f"steps and users must be at least 1 and rate above 0, got {self}.")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What is added to a start: ``{key: values}`` at ``{key: places in the flattened weight}``, one dimension each."""
+
+    places: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+    def added_to(self, init: MetaInit) -> MetaInit:
+        """The start with the patch. The start itself is not changed: to undo, go back to it."""
+        weights = dict(init.weights)
+        for key, values in self.values.items():
+            weights[key] = weights[key].flatten().index_add(0, self.places[key], values).view_as(weights[key])
+        return replace(init, weights=weights)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For saving."""
+        named = {"places": self.places, "values": self.values}
+        return {f"{what}/{key}": tensor for what, some in named.items() for key, tensor in some.items()}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> "Patch":
+        """The inverse of :meth:`tensors`."""
+        found: dict[str, dict[str, Tensor]] = {"places": {}, "values": {}}
+        for name, tensor in tensors.items():
+            what, _, key = name.partition("/")
+            found[what][key] = tensor
+        return Patch(**found)
+
+
+@torch.no_grad()
+def sensitivity(pathways: Pathways, init: MetaInit, support: Rows) -> Tensor:
+    """By how much users change each pathway when they adapt with everything on: mean absolute change of a weight, ``[P]``."""
+    total, count = torch.zeros(pathways.num_pathways), min(len(support), ASKED)
+    for users in torch.arange(count).split(CHUNK):
+        gates = torch.ones(len(users), pathways.num_pathways, dtype=torch.bool)
+        weights = adapt(pathways, init, support.rows(users), gates)
+        for p in range(pathways.num_pathways):
+            for key in pathways.keys[p]:
+                total[p] += (weights[key] - init.weights[key]).abs().sum()
+    return total / count / pathways.sizes.clamp_min(1)
+
+
+def patchable(pathways: Pathways, init: MetaInit, support: Rows, how: Unlearning) -> dict[str, Tensor]:
+    """Where the patch may change the start: places in each flattened weight of the most sensitive pathways."""
+    bearing = (pathways.sizes > 0).nonzero()[:, 0]
+    ranked = bearing[sensitivity(pathways, init, support)[bearing].argsort(descending=True)]
+    draw = torch.Generator().manual_seed(how.seed)
+    places = {}
+    for p in sorted(ranked[: math.ceil(how.share * len(ranked))].tolist()):
+        for key in pathways.keys[p]:
+            size = init.weights[key].numel()
+            places[key] = torch.randperm(size, generator=draw)[: math.ceil(how.density * size)].sort().values
+    return places
+
+
+def unlearned(
+    pathways: Pathways, init: MetaInit, support: Rows, query: Rows, config: MetaConfig, how: Unlearning, log: Log | None = None
+) -> Patch:
+    """A patch of a start, learned on the users who stay.
+
+    Args:
+        pathways: of the start.
+        init: the start that has seen somebody who leaves.
+        support: examples of those who stay; nobody else's are looked at.
+        query: theirs likewise.
+        config: how the start was learned: the algorithm, whether examples are dealt anew.
+        how: the patch.
+        log: for curves, as in :meth:`meta.trainer.MetaTrainer.run`.
+    """
+    places = patchable(pathways, init, support, how)
+    learn = replace(
+        config, steps=how.steps, users=min(how.users, len(support)), inner_steps=init.steps, outer_rate=how.rate, seed=how.seed,
+        keep="last", shrink=False, start_steps=0, neutral=False, random_start=False,
+    )  # fmt: skip
+    trainer = MetaTrainer(pathways, support, query, learn, start=init)
+    for key, weight in trainer.weights.items():
+        free = torch.zeros(weight.numel())
+        if key in places:
+            free[places[key]] = 1
+        weight.register_hook(free.view_as(weight).mul)  # Adam leaves alone what has no gradient
+    trainer.log_rates.register_hook(torch.zeros_like)
+    found = trainer.run(log).weights
+    return Patch(places, {key: (found[key] - init.weights[key]).flatten()[where] for key, where in places.items()})
