@@ -19,9 +19,10 @@ from backbones.artefacts import exists
 from envs.modelled import meta_settings
 from envs.scenario import Scenario, forget_scenarios
 from meta.inner import MetaInit
+from meta.learned import trainer_for
 from meta.masks import masks_for
 from meta.store import init_facts, save_init
-from meta.trainer import Masks, MetaConfig, trainer_for
+from meta.trainer import Masks, MetaConfig
 
 OWN = 0.7
 """Share of users who are meta-trained under a mask of the policy; the others as in plain meta-training."""

@@ -16,14 +16,16 @@ from backbones.base import hash_tensors
 from backbones.pathways import Weights
 from backbones.registry import did_you_mean
 from envs.by_user import SCORES, Observed
+from envs.local_release import DIRECTIONS, released
 from envs.oracles import CachedOracle, LiveOracle, Plans, Users, check_precision
 from envs.scenario import Choose, Scenario
 from envs.single import PathwaySelectionEnv
 from envs.statistics import PathwayStatistics
 from meta.inner import MetaInit, adapt
+from meta.learned import meta_initialisation
 from meta.prepare import folder_of, further_arguments, prepared
 from meta.store import init_facts, load_init
-from meta.trainer import MetaConfig, meta_initialisation
+from meta.trainer import MetaConfig
 from users.base import SPLITS, Population
 from users.batch import Prepared, fresh_support
 from users.embedding import DEFAULT, UserEmbedder, check_parts
@@ -96,6 +98,8 @@ class PersonalEnv(PathwaySelectionEnv):
       where train users are promised privacy and val users are not;
     * ``init`` (None): a saved meta-initialisation to start from (its path without suffix, see :func:`meta.store.save_init`)
       instead of learning one; the arguments of meta-training then count for nothing;
+    * ``local_epsilon`` (None): policies see what a device would send of its user under local differential privacy, see
+      :mod:`envs.local_release` (extra ``privacy``); ``local_directions`` (4): of the observation, that are sent;
     * ``memory`` (4.0): GB of frozen states that are kept of users who own their examples; results do not depend on it;
     * ``precision`` (``"float32"``): ``"bfloat16"`` adapts and measures in lower precision.
 
@@ -136,6 +140,8 @@ def modelled(
     precision: str = "float32",
     gates: str = "adapters",
     cost: str = "parameters",
+    local_epsilon: float | None = None,
+    local_directions: int = DIRECTIONS,
     **more: Any,
 ) -> Scenario:
     """The scenario of :class:`PersonalEnv`, its artefacts made or loaded; ``more`` goes to population and backbone.
@@ -160,22 +166,9 @@ def modelled(
     pretrained = time.perf_counter()
     start_of = load_init(Path(init).expanduser(), init_facts(data)) if init else meta_initialisation(data, config, folder)
     seconds = {"pretrain": pretrained - start, "meta": time.perf_counter() - pretrained}
-    made_of = {
-        "users": data.population.fingerprint(),
-        "backbone": data.pathways.model.fingerprint(),
-        "meta-initialisation": hash_tensors(start_of.tensors()),
-        "placement": placement,
-    }
-    if gates != "adapters":
-        made_of["gates"] = gates
-    if observed_on != "train":
-        made_of[OBSERVED] = f"{observed_on} {data.population.fingerprint(observed_on)}"
-    if cost != "parameters":
-        made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
-    if precision != "float32":
-        made_of["precision"] = precision
-    live = _live(data, start_of, precision)
-    return modelled_scenario(f"{users}-{backbone}", live, _key(made_of), folder, seconds, embedding, made_of)
+    name, settings = f"{users}-{backbone}", (precision, embedding, observed_on, cost)
+    found = scenario_from(data, start_of, name, placement, folder, seconds, *settings)
+    return found if local_epsilon is None else released(found, local_epsilon, directions=local_directions, seed=seed)
 
 
 modelled.further_arguments = further_arguments  # type: ignore[attr-defined]
@@ -187,6 +180,50 @@ def meta_settings(arguments: Mapping[str, Any]) -> MetaConfig:
     known = {**defaults, **arguments}
     same = {field.name: known[field.name] for field in fields(MetaConfig) if field.name in known and field.name != "users"}
     return MetaConfig(steps=known["meta_steps"], users=known["meta_users"], **same)
+
+
+def scenario_from(
+    data: Prepared,
+    init: MetaInit,
+    name: str,
+    placement: str,
+    folder: Path | None,
+    seconds: Mapping[str, float] | None = None,
+    precision: str = "float32",
+    embedding: Sequence[str] = DEFAULT,
+    observed_on: str = "train",
+    cost: str = "parameters",
+) -> Scenario:
+    """The scenario of a population that is seen through a model already; arguments as in :func:`modelled`.
+
+    Args:
+        data: the population, the model and the pathways.
+        init: where adapters start.
+        name: for reports.
+        placement: of the pathways.
+        folder: see :func:`modelled_scenario`.
+        seconds: what data and start took to make.
+        precision: that users are adapted and measured in.
+        embedding: parts of the user embedding.
+        observed_on: the split that observations are standardised on.
+        cost: what cost counts, as in the pathways.
+    """
+    made_of = {
+        "users": data.population.fingerprint(),
+        "backbone": data.pathways.model.fingerprint(),
+        "meta-initialisation": hash_tensors(init.tensors()),
+        "placement": placement,
+    }
+    if data.pathways.gates != "adapters":
+        made_of["gates"] = data.pathways.gates
+    if observed_on != "train":
+        made_of[OBSERVED] = f"{observed_on} {data.population.fingerprint(observed_on)}"
+    if cost != "parameters":
+        made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
+    if precision != "float32":
+        made_of["precision"] = precision
+    live = _live(data, init, precision)
+    return modelled_scenario(name, live, _key(made_of), folder, seconds or {}, embedding, made_of)
 
 
 def started_at(scenario: Scenario, init: MetaInit, folder: Path | None) -> Scenario:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from backbones.pathways import whole_model
 from backbones.registry import Registry, did_you_mean
 from envs.by_user import ByUser, Observed
 from envs.oracles import Oracle, Plans, Users
+
+if TYPE_CHECKING:
+    from envs.local_release import LocalRelease
 
 Observe = Callable[[Users, Plans], NDArray[np.float32]]
 Choose = Callable[[dict[str, NDArray[np.float32]]], NDArray[np.bool_]]
@@ -47,6 +50,7 @@ class Scenario:
         look: how users are observed, and at what initialisation; likewise.
         personalise: from one user's raw support examples to adapted weights, everything computed afresh; for timing.
         notes: what the reader should know about the examples (texts cut off).
+        sent: how devices send what policies see of their users, where they do; else None.
         made_of: what answers depend on, by name: hashes of ``users``, ``backbone`` and ``meta-initialisation``, the name of
             the ``placement``, and ``precision``, ``gates`` and ``cost`` where they are not the usual ones. Empty in problems
             without a model.
@@ -71,6 +75,7 @@ class Scenario:
     look: Observed | None = None
     notes: tuple[str, ...] = ()
     personalise: Callable[[int, Choose], Any] | None = None
+    sent: "LocalRelease | None" = None
     made_of: Mapping[str, str] = field(default_factory=dict)
 
     @property

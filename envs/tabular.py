@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from envs.local_release import DIRECTIONS, released
 from envs.scenario import Scenario
 from envs.single import PathwaySelectionEnv
 from envs.tables import PathwayTable
@@ -48,6 +49,9 @@ class TabularEnv(PathwaySelectionEnv):
     * ``cost_weight`` (0.1): lambda, or ``"uniform:LOW:HIGH"``, drawn for every episode and then observed as ``cost_weight``
       ``[1]``; ``rounds`` (1): nothing else; ``render_mode``: ``"ansi"`` or ``"rgb_array"``;
     * ``layerwise`` (False): decide one pathway per step, see :class:`envs.single.PathwaySelectionEnv`;
+    * ``local_epsilon`` (None): policies see what a device would send of its user under local differential privacy, see
+      :mod:`envs.local_release` (extra ``privacy``); ``local_directions`` (4): of the observation, that are sent; ``seed`` (0):
+      of that noise;
     * ``table`` (None): a file that ``python -m envs.tabulate`` wrote, with or without ``.json``; None for the packaged one.
 
     ``info`` holds ``user`` and what the tabulated environment tells of them (``shifts``), and after a step ``accuracy``,
@@ -66,10 +70,14 @@ class TabularEnv(PathwaySelectionEnv):
             self.core.scenario.observe(self.core.users, self.core.plans)
 
 
-def tabular(table: str | None = None) -> Scenario:
-    """The scenario of :class:`TabularEnv`.
+def tabular(
+    table: str | None = None, local_epsilon: float | None = None, local_directions: int = DIRECTIONS, seed: int = 0
+) -> Scenario:
+    """The scenario of :class:`TabularEnv`; a table knows no seed, the noise of a local release does.
 
     Raises:
         ArtefactError: if the file is missing, damaged, or of another format version, or the package has no table.
+        ValueError: for settings of a local release that are out of range.
     """
-    return (PathwayTable.packaged() if table is None else PathwayTable.load(table)).scenario()
+    found = (PathwayTable.packaged() if table is None else PathwayTable.load(table)).scenario()
+    return found if local_epsilon is None else released(found, local_epsilon, directions=local_directions, seed=seed)

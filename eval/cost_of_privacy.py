@@ -23,18 +23,23 @@ from agents.checkpoint import choose_masks
 from agents.private import PART, PrivateSettings, learn_private
 from backbones.artefacts import ArtefactError, cache_key, load_artefact, write_atomically
 from backbones.threads import usable_cores
+from envs.modelled import scenario_from
 from envs.rules import Rules
-from envs.scenario import Scenario, load_scenario
+from envs.scenario import Scenario
 from eval.headline import write_between_markers
 from meta.accountant import Accountant, BudgetError, noise_for, usual_delta
 from meta.arguments import show_log
+from meta.inner import MetaInit
+from meta.learned import learned_init
 from meta.prepare import folder_of, prepared
 from meta.private import Privacy, PrivateRounds
 from meta.store import KIND
-from meta.trainer import MetaConfig, learned_init
+from meta.trainer import MetaConfig
+from users.batch import Prepared
 
 BEGIN, END = "<!-- cost of privacy -->", "<!-- end of the cost of privacy -->"
 NAMES = ("all_off", "all_on", "policy")
+WHERE = "digits", "resnet-small"
 OPEN = math.inf
 """The epsilon of training without privacy."""
 
@@ -44,7 +49,9 @@ class Design:
     """What is the same in all rows.
 
     Attributes:
-        users: train users, simulated. rank: of the inline adapters.
+        users: train users, simulated.
+        placement, rank: of the adapters. Beside the model, what it makes of an image never changes and is kept, so that there
+            can be many users in many rounds; and what is learned is smaller.
         cost_weight: of the policy.
         init: how the initialisation is learned; its clip.
         policy: how the policy is learned; its clip.
@@ -52,11 +59,14 @@ class Design:
 
     users: int = 10_000
     test_users: int = 480
-    rank: int = 4
+    placement: str = "side"
+    rank: int = 16
     cost_weight: float = 0.1
-    init: MetaConfig = field(default_factory=lambda: MetaConfig(steps=100, users=200, rate_of_rates=0.03))
-    init_clip: float = 0.5
-    policy: PrivateSettings = field(default_factory=lambda: PrivateSettings(rounds=60, masks=8))
+    init: MetaConfig = field(
+        default_factory=lambda: MetaConfig(steps=200, users=1000, outer_rate=2e-2, rate_of_rates=0.03, public_steps=1500)
+    )
+    init_clip: float = 0.25
+    policy: PrivateSettings = field(default_factory=lambda: PrivateSettings(rounds=60, users=400, masks=8))
     policy_clip: float = 0.1
 
     def population(self) -> dict[str, Any]:
@@ -76,38 +86,32 @@ class Design:
         return None if epsilon == OPEN else Privacy(epsilon, None, clip, self.noise(epsilon), seed)
 
 
-def row(design: Design, epsilon: float, seed: int) -> dict[str, Any]:
+def people(design: Design, seed: int) -> Prepared:
+    """The users of a seed; what the frozen model makes of them is the same in all rows, and is made once."""
+    return prepared(*WHERE, design.placement, design.rank, seed, folder_of(*WHERE), design.population())
+
+
+def row(design: Design, data: Prepared, epsilon: float, seed: int) -> dict[str, Any]:
     """One row for one seed: both parts learned, test users measured.
 
     Returns:
         Per name in :data:`NAMES` accuracy and reward of every test user; the policy's mean cost and number of masks; the
         account, None without privacy.
     """
-    users, backbone, placement = "digits", "resnet-small", "inline"
-    data = prepared(users, backbone, placement, design.rank, seed, folder_of(users, backbone), design.population())
-    learn = replace(design.init, seed=seed)
-    init = learned_init(data, learn, folder_of(users, backbone), privacy=design.promise(epsilon, design.init_clip, seed))
-    scenario = load_scenario(
-        "modelled",
-        users=users,
-        backbone=backbone,
-        placement=placement,
-        rank=design.rank,
-        seed=seed,
-        init=str(init),
-        observed_on="val",
-        **design.population(),
-    )
+    learn, folder = replace(design.init, seed=seed), folder_of(*WHERE)
+    path = learned_init(data, learn, folder, privacy=design.promise(epsilon, design.init_clip, seed))
+    tensors, said = load_artefact(path, KIND)
+    init, name = MetaInit.from_tensors(tensors), "-".join(WHERE)
+    scenario = scenario_from(data, init, name, design.placement, None, observed_on="val")
     rules, private = Rules(design.cost_weight), None
     if promise := design.promise(epsilon, design.policy_clip, seed):
-        before = Accountant.of(load_artefact(init, KIND)[1]["accountant"]).rounds
+        before = Accountant.of(said["accountant"]).rounds
         private = PrivateRounds(promise, design.users, design.policy.users, design.policy.rounds, PART, before)
     policy = learn_private(scenario, rules, design.policy, seed, private)
     masks = scenario.executed(choose_masks(policy, scenario, scenario.users("test"), rules=rules))
     chosen = {"all_off": np.zeros_like(masks), "all_on": np.ones_like(masks), "policy": masks}
     found: dict[str, Any] = {name: measured(scenario, each, design.cost_weight) for name, each in chosen.items()}
     found |= {"masks": len(np.unique(masks, axis=0)), "account": private.accountant.state() if private else None}
-    scenario.save()
     return found
 
 
@@ -125,10 +129,14 @@ def rows(design: Design, epsilons: Sequence[float], seeds: Sequence[int], folder
     """Per epsilon one result per seed, read from ``folder`` or made and kept there."""
     found: dict[float, list[dict[str, Any]]] = {epsilon: [] for epsilon in epsilons}
     every = [(seed, epsilon) for seed in seeds for epsilon in epsilons]
+    data: tuple[int, Prepared] | None = None
     for seed, epsilon in tqdm(every, desc="rows", unit="row"):
         path = folder / f"{cache_key(epsilon=str(epsilon), seed=seed, **asdict(design))}.json"
         if not path.exists():
-            write_atomically(path, json.dumps({"epsilon": epsilon, "seed": seed, **row(design, epsilon, seed)}).encode())
+            if data is None or data[0] != seed:
+                data = seed, people(design, seed)
+            made = row(design, data[1], epsilon, seed)
+            write_atomically(path, json.dumps({"epsilon": epsilon, "seed": seed, **made}).encode())
         found[epsilon].append(json.loads(path.read_text()))
     return found
 

@@ -55,6 +55,8 @@ class World:
                 f"{env} has no model that could be personalised in other ways; choose an environment of real examples "
                 "(dsa/DigitsResNet-v0, or dsa/Personal-v0 with --env-kwargs users:... backbone:...)."
             )
+        if scenario.sent is not None:
+            raise ValueError("methods see examples themselves, nothing that devices send: leave out local_epsilon.")
         splits = {split: users for split, users in scenario.splits.items() if split != "test"}
         kept_back = cast(Prepared, _WithoutTest(scenario.data))
         return World(env, kwargs, seed, replace(scenario, splits=splits, data=kept_back), folder)

@@ -25,12 +25,13 @@ from meta.accountant import Accountant, BudgetError, check_installed
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.curves import room_for_curves
 from meta.inner import MetaInit, adapted_accuracy
+from meta.learned import learned_init
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS
 from meta.prepare import folder_of, further_arguments, prepared
 from meta.private import UPDATES, Privacy
 from meta.store import KIND
-from meta.trainer import KEEP, MetaConfig, learned_init
+from meta.trainer import KEEP, MetaConfig
 from users.batch import Prepared
 
 SETTINGS = (
@@ -46,6 +47,7 @@ SETTINGS = (
     "resample",
     "neutral",
     "start_steps",
+    "public_steps",
     "keep",
     "shrink",
     "seed",
@@ -73,6 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resample", action="store_true", help="deal support and query examples anew in every step")
     parser.add_argument("--neutral", action="store_true", help="keep the start's outputs at zero: for few train users")
     parser.add_argument("--start-steps", type=int, default=0, help="fit pathways to the population model's examples beforehand")
+    parser.add_argument("--public-steps", type=int, default=0, help="meta-train on val users, who are public, beforehand")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
     parser.add_argument("--shrink", action="store_true", help="let val users say how far few examples may move a user")
     parser.add_argument("--private", action="store_true", help=f"private for users; algorithms: {', '.join(UPDATES)}")

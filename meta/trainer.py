@@ -1,32 +1,26 @@
 """Meta-training: the loop around an outer algorithm, with checkpoints from which it goes on exactly."""
 
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from backbones.artefacts import ArtefactError, cache_key, exists, load_artefact, load_or_make, save_artefact, write_atomically
-from backbones.base import hash_tensors
+from backbones.artefacts import ArtefactError, exists, load_artefact, save_artefact
 from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapted
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.private import CHUNK, RATES, UPDATES, Privacy, PrivateRounds, check_covered
-from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
-from meta.start import fitted_start
-from meta.store import KIND, UNSAID, init_facts
-from users.batch import Batch, Prepared, Rows
+from meta.private import CHUNK, RATES, UPDATES, PrivateRounds
+from users.batch import Batch, Rows
 
 Log = Callable[[str, float, int], None]
 Masks = Callable[[Tensor, torch.Generator], Tensor]
 KEEP = ("last", "best")
-LATER = {"start_steps": 0}
+LATER = {"start_steps": 0, "public_steps": 0}
 """Settings that came later: what was learned without them keeps its name."""
 CHECKPOINT = "meta-checkpoint"
 EVERY = 100
@@ -57,8 +51,10 @@ class MetaConfig:
             val users under a fixed mixture of masks. Few train users are soon known by heart.
         start_steps: fit the pathways to the examples that the population model was fitted on for so many steps before users
             are met, see :mod:`meta.start`; for pathways that are to do without the model's own readout.
+        public_steps: meta-train on val users, who are public, for so many steps before train users are met: what they teach
+            need not be learned under noise. They then choose nothing (``keep``, ``shrink``), and say little where reported.
         shrink: choose on val users how far examples may move a user and in how many steps, see :mod:`meta.shrinkage`; by
-            :func:`meta_initialisation`, after training. Training that goes on from such a start keeps its prior.
+            :func:`meta.learned.meta_initialisation`, after training. Training that goes on from such a start keeps its prior.
         seed: everything random follows from it and the step number.
     """
 
@@ -76,6 +72,7 @@ class MetaConfig:
     neutral: bool = False
     keep: str = "last"
     start_steps: int = 0
+    public_steps: int = 0
     shrink: bool = False
     seed: int = 0
 
@@ -93,10 +90,20 @@ class MetaConfig:
             )
         if self.keep not in KEEP:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {self.keep!r}.")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """Where training begins, against what else is asked for."""
         if self.start_steps < 0:
             raise ValueError(f"start_steps must be at least 0, got {self.start_steps}.")
         if self.start_steps and (self.neutral or self.random_start):
             raise ValueError("a start that is fitted (start_steps) is neither neutral nor random: choose one of them.")
+        if self.public_steps < 0:
+            raise ValueError(f"public_steps must be at least 0, got {self.public_steps}.")
+        if self.public_steps and (self.keep == "best" or self.shrink):
+            raise ValueError("val users who teach the start (public_steps) cannot choose as well: keep='last', shrink=False.")
+        if self.public_steps and (self.start_steps or self.neutral or self.random_start):
+            raise ValueError("a start that val users teach (public_steps) is neither fitted, neutral nor random: choose one.")
         if self.random_start and self.algorithm == "reptile":
             raise ValueError("Reptile learns no inner rates, so there is nothing to learn from a random start.")
 
@@ -112,6 +119,7 @@ class MetaTrainer:
         val: val users' support and query examples, where the best state is to be kept.
         start: where to go on from; None: from a random start.
         weights: where to start instead of at random.
+        private: the rounds' guarantee; None without.
         masks: what users are trained under, positions ``[B]`` among train users and a generator to masks ``[B, P]``; None:
             :func:`meta.masks.masks_for`.
     """
@@ -335,88 +343,3 @@ def redealt(support: Batch, query: Batch, draw: torch.Generator) -> tuple[Batch,
         Batch(both.table, index[:, :first], support.labels, support.weights),
         Batch(both.table, index[:, first:], query.labels, query.weights),
     )
-
-
-def trainer_for(
-    data: Prepared,
-    config: MetaConfig,
-    folder: Path,
-    start: MetaInit | None = None,
-    masks: Masks | None = None,
-    privacy: Privacy | None = None,
-) -> MetaTrainer:
-    """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one."""
-    private = None
-    if privacy:
-        check_covered(data.population, privacy, config.algorithm)
-        private = PrivateRounds(privacy, len(data.population.train), config.users, config.steps)
-    support, query = (data.part("train", role) for role in ("support", "query"))
-    val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
-    weights = None
-    if config.start_steps and start is None and not exists(folder / CHECKPOINT):
-        weights = fitted_start(data, config.start_steps, config.seed)
-    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights, private)
-    trainer.resume_if_possible()
-    return trainer
-
-
-def meta_initialisation(
-    data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None, privacy: Privacy | None = None
-) -> MetaInit:
-    """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
-    return MetaInit.from_tensors(load_artefact(learned_init(data, config, folder, log, privacy), KIND)[0])
-
-
-def learned_init(
-    data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None, privacy: Privacy | None = None
-) -> Path:
-    """As :func:`meta_initialisation`: where it is kept, without suffix. A private one says what it has spent."""
-    facts = init_facts(data)
-    if config.keep == "best" or config.shrink:
-        facts["val_users"] = data.population.fingerprint("val")
-    if config.shrink:
-        facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
-        return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)
-    settings = {k: v for k, v in asdict(config).items() if k != "shrink" and (k not in LATER or v != LATER[k])}
-    promised = {"privacy": asdict(privacy), "salt": _salt(folder)} if privacy else {}
-    path = folder / f"meta-{cache_key(**facts, **settings, **promised)}"
-    unfinished = path.with_name(f"{path.name}-unfinished")
-
-    def train() -> tuple[dict, dict]:
-        trainer = trainer_for(data, config, unfinished, privacy=privacy)
-        found = trainer.run(log).tensors()
-        if not trainer.private:
-            return found, {**facts, **settings}
-        told = {"privacy": {**asdict(trainer.private.privacy), "noise_seed": None}, **UNSAID}
-        return found, {**facts, **settings, **told, "accountant": trainer.private.accountant.state()}
-
-    load_or_make(path, KIND, train)
-    rmtree(unfinished, ignore_errors=True)
-    return path
-
-
-def _salt(folder: Path) -> str:
-    """A secret of the folder, so that names in it do not tell of whose data they are."""
-    path = folder / "salt"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(16).encode())
-    return path.read_text()
-
-
-def _shrunk(
-    data: Prepared, config: MetaConfig, folder: Path, facts: dict[str, Any], log: Log | None, privacy: Privacy | None
-) -> Path:
-    """What was meta-trained by ``config``, shrunk by val users; kept apart from it."""
-    tensors, said = load_artefact(learned_init(data, config, folder, log, privacy), KIND)
-    trained = MetaInit.from_tensors(tensors)
-    kept = {name: said[name] for name in (*UNSAID, "privacy", "accountant") if name in said and privacy}
-
-    def shrink() -> tuple[dict, dict]:
-        users = torch.arange(min(USERS, len(data.population.val)))
-        support, query = (data.rows("val", role, users) for role in ("support", "query"))
-        return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True, **kept}
-
-    salt = {"salt": _salt(folder)} if privacy else {}
-    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(tensors), **salt)}"
-    load_or_make(path, KIND, shrink)
-    return path

@@ -179,8 +179,10 @@ class Personaliser:
         batch = batch_of(self.pathways, [*shown.values()])
         look = self._scenario.look
         assert look is not None
-        embeddings, statistics = look.embedder.embed(batch), look.of.observe(look.of.raw(batch))
-        seen = replace(self._scenario, embeddings=embeddings.numpy(), statistics=statistics.numpy())
+        embeddings, statistics = look.embedder.embed(batch).numpy(), look.of.observe(look.of.raw(batch)).numpy()
+        if sent := self._scenario.sent:  # the policy sees no more of them than if they were elsewhere
+            embeddings, statistics = sent.read(sent.send(embeddings, statistics, np.random.default_rng()), statistics)
+        seen = replace(self._scenario, embeddings=embeddings, statistics=statistics)
         weight = price if self._rules.weight.varies else None
         with self._choosing:
             masks = choose_plans(self._policy, seen, np.arange(len(shown)), self._rules, weight)[:, -1]

@@ -7,7 +7,7 @@ import pytest
 
 from agents.private import PrivateSettings
 from eval import cost_of_privacy
-from eval.cost_of_privacy import OPEN, Design, row, rows, table
+from eval.cost_of_privacy import OPEN, Design, people, row, rows, table
 from meta.accountant import Accountant, Round
 from meta.trainer import MetaConfig
 
@@ -33,11 +33,13 @@ def test_the_table_compares_with_training_without_privacy():
 def test_rows_are_made_once_and_read_again(tmp_path, monkeypatch):
     made = []
 
-    def make(design, epsilon, seed):
+    def make(design, data, epsilon, seed):
+        assert data == seed
         made.append((epsilon, seed))
         return result(0.1)
 
     monkeypatch.setattr(cost_of_privacy, "row", make)
+    monkeypatch.setattr(cost_of_privacy, "people", lambda design, seed: seed)
     first = rows(Design(), [OPEN, 3.0], range(2), tmp_path)
     assert rows(Design(), [OPEN, 3.0], range(2), tmp_path) == first and len(made) == 4
     rows(Design(users=50), [3.0], range(1), tmp_path)
@@ -60,7 +62,8 @@ def test_both_parts_together_spend_the_budget_and_no_more():
 @pytest.mark.parametrize("epsilon", [OPEN, 8.0])
 def test_a_row_is_measured_on_test_users(epsilon):
     settings = {"init": MetaConfig(steps=2, users=6, inner_steps=1), "policy": PrivateSettings(rounds=2, users=6, masks=2)}
-    found = row(Design(users=12, test_users=5, rank=2, **settings), epsilon, 0)
+    design = Design(users=12, test_users=5, rank=2, **settings)
+    found = row(design, people(design, 0), epsilon, 0)
     assert {len(found[name]["reward"]) for name in cost_of_privacy.NAMES} == {5}
     assert found["all_on"]["cost"] == 1 and found["all_off"]["cost"] == 0
     assert (found["account"] is None) == (epsilon == OPEN)

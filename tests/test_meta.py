@@ -7,9 +7,10 @@ from backbones.artefacts import ArtefactError
 from backbones.pathways import Frozen, make_pathways, population_logits
 from backbones.resnet import small_resnet
 from meta.inner import MetaInit, adapt, adapted, measure, stacked, user_loss
+from meta.learned import begun, learned_init, meta_initialisation, trainer_for
 from meta.masks import sample_masks
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.trainer import MetaConfig, MetaTrainer, meta_initialisation, redealt
+from meta.trainer import MetaConfig, MetaTrainer, redealt
 from users.base import Examples, Population, User
 from users.batch import Batch, Prepared, stack
 from users.digits import digits_population
@@ -798,3 +799,34 @@ def test_both_rates_decay_to_nothing(pathways, batches):
     assert rates[0] == pytest.approx((0.01, 0.2))
     assert len(rates) == 4 and rates[-1][0] < 0.2 * 0.01
     assert all(pair[1] == pytest.approx(20 * pair[0]) for pair in rates)
+
+
+def test_what_val_users_teach_beforehand_owes_nothing_to_train_users(pathways, population, tmp_path):
+    """It is where training begins, for the weights and for the rates."""
+    config = MetaConfig(steps=3, users=4, public_steps=5)
+    init, weights = begun(Prepared(pathways, population), config)
+    assert weights is None and init is not None
+    strangers = replace(population, train=digits_population(7, train_users=12, val_users=3, test_users=4).train)
+    again = begun(Prepared(pathways, strangers), config)[0]
+    assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in init.tensors().items())
+    trainer = trainer_for(Prepared(pathways, population), config, tmp_path / "taught")
+    untaught = trainer_for(Prepared(pathways, population), replace(config, public_steps=0), tmp_path / "untaught")
+    assert all(torch.equal(trainer.weights[key], weight) for key, weight in init.weights.items())
+    assert (trainer.log_rates != untaught.log_rates).any() and any(
+        (trainer.weights[key] != untaught.weights[key]).any() for key in trainer.weights
+    )
+    named = [
+        learned_init(Prepared(pathways, population), each, tmp_path).name for each in (config, replace(config, public_steps=0))
+    ]
+    assert len({*named}) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"public_steps": -1}, *({"public_steps": 5, **more} for more in (
+        {"keep": "best"}, {"shrink": True}, {"start_steps": 3}, {"neutral": True}, {"random_start": True}
+    ))],
+)  # fmt: skip
+def test_val_users_who_teach_do_nothing_else(wrong):
+    with pytest.raises(ValueError, match="public_steps"):
+        MetaConfig(**wrong)

@@ -12,6 +12,7 @@ from backbones.artefacts import ArtefactError, load_artefact
 from meta import train
 from meta.accountant import Accountant, BudgetError, Round, noise_for, spent_by, usual_delta
 from meta.inner import MetaInit
+from meta.learned import learned_init, trainer_for
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS
 from meta.private import (
@@ -27,7 +28,7 @@ from meta.private import (
     unguessable,
 )
 from meta.store import KIND, init_facts, load_init
-from meta.trainer import MetaConfig, MetaTrainer, learned_init, trainer_for
+from meta.trainer import MetaConfig, MetaTrainer
 from tests import tastes
 from tests.broken_rounds import NoisyPieces, OverTheDrawn, Quiet, Shuffled, Unclipped
 from users.base import Examples, Population, User

@@ -16,7 +16,7 @@ from eval.methods.base import Fitted
 from eval.methods.pathway import Chooser
 from eval.world import World
 from meta.inner import MetaInit
-from meta.trainer import meta_initialisation
+from meta.learned import meta_initialisation
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Meta-initialisations learned or loaded: for a population, by a configuration, in a folder."""
+
+import secrets
+from dataclasses import asdict, replace
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import torch
+
+from backbones.artefacts import cache_key, exists, load_artefact, load_or_make, write_atomically
+from backbones.base import hash_tensors
+from backbones.pathways import Weights
+from meta.inner import MetaInit
+from meta.private import Privacy, PrivateRounds, check_covered
+from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
+from meta.start import fitted_start
+from meta.store import KIND, UNSAID, init_facts
+from meta.trainer import CHECKPOINT, LATER, Log, Masks, MetaConfig, MetaTrainer
+from users.batch import Prepared
+
+PUBLIC_USERS, PUBLIC_RATE = 16, 1e-2
+"""Val users per step where these teach the start, and both of Adam's rates."""
+
+
+def trainer_for(
+    data: Prepared,
+    config: MetaConfig,
+    folder: Path,
+    start: MetaInit | None = None,
+    masks: Masks | None = None,
+    privacy: Privacy | None = None,
+) -> MetaTrainer:
+    """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one."""
+    private = None
+    if privacy:
+        check_covered(data.population, privacy, config.algorithm)
+        private = PrivateRounds(privacy, len(data.population.train), config.users, config.steps)
+    support, query = (data.part("train", role) for role in ("support", "query"))
+    val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
+    weights = None
+    if start is None and not exists(folder / CHECKPOINT):
+        start, weights = begun(data, config)
+    trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights, private)
+    trainer.resume_if_possible()
+    return trainer
+
+
+def begun(data: Prepared, config: MetaConfig) -> tuple[MetaInit | None, Weights | None]:
+    """Where training begins, if not at random: at what val users teach, or at weights that are fitted to examples."""
+    if config.public_steps:
+        learn = replace(config, public_steps=0, steps=config.public_steps, users=min(PUBLIC_USERS, len(data.population.val)))
+        learn = replace(learn, outer_rate=PUBLIC_RATE, rate_of_rates=PUBLIC_RATE, resample=True)
+        return MetaTrainer(data.pathways, data.part("val", "support"), data.part("val", "query"), learn).run(), None
+    return None, fitted_start(data, config.start_steps, config.seed) if config.start_steps else None
+
+
+def meta_initialisation(
+    data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None, privacy: Privacy | None = None
+) -> MetaInit:
+    """The meta-initialisation for a population, learned or loaded from ``folder``; learning goes on after a kill."""
+    return MetaInit.from_tensors(load_artefact(learned_init(data, config, folder, log, privacy), KIND)[0])
+
+
+def learned_init(
+    data: Prepared, config: MetaConfig, folder: Path, log: Log | None = None, privacy: Privacy | None = None
+) -> Path:
+    """As :func:`meta_initialisation`: where it is kept, without suffix. A private one says what it has spent."""
+    facts = init_facts(data)
+    if config.keep == "best" or config.shrink or config.public_steps:
+        facts["val_users"] = data.population.fingerprint("val")
+    if config.shrink:
+        facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
+        return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)
+    settings = {k: v for k, v in asdict(config).items() if k != "shrink" and (k not in LATER or v != LATER[k])}
+    promised = {"privacy": asdict(privacy), "salt": _salt(folder)} if privacy else {}
+    path = folder / f"meta-{cache_key(**facts, **settings, **promised)}"
+    unfinished = path.with_name(f"{path.name}-unfinished")
+
+    def train() -> tuple[dict, dict]:
+        trainer = trainer_for(data, config, unfinished, privacy=privacy)
+        found = trainer.run(log).tensors()
+        if not trainer.private:
+            return found, {**facts, **settings}
+        told = {"privacy": {**asdict(trainer.private.privacy), "noise_seed": None}, **UNSAID}
+        return found, {**facts, **settings, **told, "accountant": trainer.private.accountant.state()}
+
+    load_or_make(path, KIND, train)
+    rmtree(unfinished, ignore_errors=True)
+    return path
+
+
+def _salt(folder: Path) -> str:
+    """A secret of the folder, so that names in it do not tell of whose data they are."""
+    path = folder / "salt"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(16).encode())
+    return path.read_text()
+
+
+def _shrunk(
+    data: Prepared, config: MetaConfig, folder: Path, facts: dict[str, Any], log: Log | None, privacy: Privacy | None
+) -> Path:
+    """What was meta-trained by ``config``, shrunk by val users; kept apart from it."""
+    tensors, said = load_artefact(learned_init(data, config, folder, log, privacy), KIND)
+    trained = MetaInit.from_tensors(tensors)
+    kept = {name: said[name] for name in (*UNSAID, "privacy", "accountant") if name in said and privacy}
+
+    def shrink() -> tuple[dict, dict]:
+        users = torch.arange(min(USERS, len(data.population.val)))
+        support, query = (data.rows("val", role, users) for role in ("support", "query"))
+        return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True, **kept}
+
+    salt = {"salt": _salt(folder)} if privacy else {}
+    path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(tensors), **salt)}"
+    load_or_make(path, KIND, shrink)
+    return path
