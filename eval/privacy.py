@@ -29,9 +29,9 @@ from eval.membership import example_membership, user_membership
 from meta.accountant import BudgetError
 from meta.arguments import show_log
 from meta.inner import MetaInit
+from meta.learned import begun
 from meta.prepare import folder_of, further_arguments, prepared
 from meta.private import PART, Privacy, PrivateRounds, account_of
-from meta.start import fitted_start
 from meta.store import KIND, init_facts
 from meta.trainer import MetaConfig, MetaTrainer
 from users.batch import Part
@@ -80,8 +80,8 @@ class Attacked:
 
         def train() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             support, query = (Part(data, "train", role, torch.tensor(users)) for role in ("support", "query"))
-            weights = fitted_start(data, config.start_steps, config.seed) if config.start_steps else None
-            return MetaTrainer(data.pathways, support, query, config, weights=weights).run().tensors(), facts
+            start, weights = begun(data, config)
+            return MetaTrainer(data.pathways, support, query, config, start=start, weights=weights).run().tensors(), facts
 
         return MetaInit.from_tensors(load_or_make(path, "attacked initialisation", train)[0])
 
