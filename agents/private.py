@@ -136,10 +136,10 @@ def _updates(
     """Users' updates, some of them at a time."""
     for some in np.split(users, range(CHUNK, len(users), CHUNK)):
         if len(some):
-            features = _features(policy, scenario, rules, some)
+            features = scorer_features(policy, scenario, rules, some)
             chance = scorer(policy)(features)[..., 0].sigmoid().detach().numpy()
             masks = draw.random((len(some), settings.masks, chance.shape[1])) < chance[:, None]
-            rewards = _rewards(scenario, rules, some, masks)
+            rewards = mask_rewards(scenario, rules, some, masks)
             yield policy_updates(policy, features, torch.from_numpy(masks), torch.from_numpy(rewards), settings.entropy)
 
 
@@ -167,7 +167,7 @@ def policy_updates(policy: GatingPolicy, features: Tensor, masks: Tensor, reward
     return vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, features.detach(), masks, (rewards - others).float())
 
 
-def _features(policy: GatingPolicy, scenario: Scenario, rules: Rules, users: Users) -> Tensor:
+def scorer_features(policy: GatingPolicy, scenario: Scenario, rules: Rules, users: Users) -> Tensor:
     """What the scorer reads of users, ``[U, P, width]``."""
     core = rules.core(scenario, slots=len(users))
     core.place(users, None)
@@ -178,7 +178,7 @@ def _features(policy: GatingPolicy, scenario: Scenario, rules: Rules, users: Use
     return found.unflatten(1, (len(scenario.pathways), -1))
 
 
-def _rewards(scenario: Scenario, rules: Rules, users: Users, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+def mask_rewards(scenario: Scenario, rules: Rules, users: Users, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     """``[U, M]`` of masks ``[U, M, P]``."""
     each = masks.shape[1]
     plans = scenario.executed(masks.reshape(len(users) * each, -1))

@@ -52,6 +52,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's learning rate (default: %(default)s)")
     parser.add_argument("--share", type=float, default=defaults.share, help="of pathways patched (default: %(default)s)")
     parser.add_argument("--density", type=float, default=defaults.density, help="of their weights (default: %(default)s)")
+    parser.add_argument(
+        "--fresh", type=float, default=defaults.fresh, help="of the way to a fresh start (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="folder for patch and start (default: beside the initialisation)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     return parser.parse_args(arguments)
@@ -63,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
-        how = Unlearning(args.share, args.density, args.steps, args.users_per_step, args.rate, args.seed)
+        how = Unlearning(args.share, args.density, args.fresh, args.steps, args.users_per_step, args.rate, args.seed)
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}
         gates = where.pop("gates", "adapters")
         more = {k: v for k, v in where.items() if k not in ("users", "backbone", "placement")}

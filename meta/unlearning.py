@@ -1,12 +1,14 @@
-"""Unlearning users from the shared start without training anew: a sparse patch, learned on those who stay, overwrites.
+"""Unlearning users from the shared start without training anew: a patch, learned on those who stay, overwrites.
 
-The pathways that users' examples change most get a sparse patch: a random part of their weights may change, everything else
+The pathways that users' examples change most get a patch: a random part of their weights (or all) may change, everything else
 of the start stays. The patch is meta-trained on the users who stay for a fraction of the steps that the start took. It is
 kept apart from the start: without it the start is, to the bit, what it was.
 
 Source: Zhong et al. 2025, "Unlearning through Knowledge Overwriting: Reversible Federated Unlearning via Selective Sparse
 Adapter" (FUSED): layers chosen by the distance between what users trained and what they were given, sparse adapters on these,
-trained on the remaining users. It is no guarantee: what it leaves behind is what attacks find (``eval.unlearning``).
+trained on the remaining users. Sparse patches hide those who leave less well than the default, which may change everything
+and first goes most of the way to a fresh start (``docs/privacy.md``). None is a guarantee: what it leaves behind is what
+attacks find (``eval.unlearning``).
 
 Shapes: U users, P pathways.
 """
@@ -36,6 +38,8 @@ class Unlearning:
     Attributes:
         share: of the pathways that are patched, those that users change most.
         density: share of their weights that the patch may change.
+        fresh: how far these weights first go from where they are to a new random start, 0..1 (Ash & Adams 2020, "On
+            Warm-Starting Neural Network Training"): what was known by heart goes, the more the further.
         steps: outer steps on the users who stay.
         users: of them per step.
         rate: Adam's learning rate, falling to zero along a cosine.
@@ -45,17 +49,20 @@ class Unlearning:
         ValueError: for values out of range.
     """
 
-    share: float = 0.5
-    density: float = 0.5
-    steps: int = 100
-    users: int = 16
-    rate: float = 1e-2
+    share: float = 1.0
+    density: float = 1.0
+    fresh: float = 0.6
+    steps: int = 110
+    users: int = 20
+    rate: float = 5e-2
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("share", "density"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}.")
+        if not 0 <= self.fresh <= 1:
+            raise ValueError(f"fresh must be 0 to 1, got {self.fresh}.")
         if self.steps < 1 or self.users < 1 or not self.rate > 0:
             raise ValueError(f"steps and users must be at least 1 and rate above 0, got {self}.")
 
@@ -134,11 +141,12 @@ def unlearned(
         config, steps=how.steps, users=min(how.users, len(support)), inner_steps=init.steps, outer_rate=how.rate, seed=how.seed,
         keep="last", shrink=False, start_steps=0, neutral=False, random_start=False,
     )  # fmt: skip
-    trainer = MetaTrainer(pathways, support, query, learn, start=init)
+    trainer, new = MetaTrainer(pathways, support, query, learn, start=init), pathways.start(how.seed + 1)
     for key, weight in trainer.weights.items():
         free = torch.zeros(weight.numel())
         if key in places:
             free[places[key]] = 1
+            weight.data.lerp_(new[key], how.fresh * free.view_as(weight))
         weight.register_hook(free.view_as(weight).mul)  # Adam leaves alone what has no gradient
     trainer.log_rates.register_hook(torch.zeros_like)
     found = trainer.run(log).weights

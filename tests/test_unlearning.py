@@ -13,7 +13,7 @@ from meta.inner import MetaInit, adapt, adapted
 from meta.store import KIND, load_init
 from meta.unlearning import Patch, Unlearning, patchable, sensitivity, unlearned
 
-HOW = Unlearning(share=0.5, density=0.25, steps=5, users=4, rate=0.1)
+HOW = Unlearning(share=0.5, density=0.25, fresh=0.0, steps=5, users=4, rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,15 @@ def test_sensitivity_is_the_mean_change_of_a_weight_when_users_adapt(world, know
     assert {*where} == {*world.pathways.keys[1]}
 
 
+def test_what_is_patched_first_goes_to_a_fresh_start(world, knowing):
+    how = replace(HOW, density=1.0, fresh=1.0, steps=1, rate=1e-9)
+    after = unlearned(world.pathways, knowing, *part_of(world, range(4, 16)), CONFIG, how).added_to(knowing)
+    new = world.pathways.start(how.seed + 1)
+    patched = {*patchable(world.pathways, knowing, part_of(world, range(4, 16))[0], how)}
+    for key, weight in after.weights.items():
+        torch.testing.assert_close(weight, new[key] if key in patched else knowing.weights[key], atol=1e-6, rtol=0)
+
+
 def test_a_patch_survives_being_saved(world, knowing):
     patch = unlearned(world.pathways, knowing, *part_of(world, range(4, 16)), CONFIG, HOW)
     assert same(Patch.from_tensors(patch.tensors()).added_to(knowing), patch.added_to(knowing))
@@ -72,7 +81,7 @@ def test_a_patch_survives_being_saved(world, knowing):
 def test_those_who_leave_are_hidden_and_those_who_stay_are_served(world, knowing):
     """A patch that was learned on everybody does not hide them."""
     leave, stay = range(4), range(4, 16)
-    how = Unlearning(share=1.0, density=1.0, steps=100, users=8, rate=0.05)
+    how = Unlearning(fresh=0.0, steps=100, users=8)
 
     def loss(init, users):
         support, query = part_of(world, users)
@@ -94,7 +103,10 @@ def test_nobody_who_leaves_is_looked_at(world, knowing, monkeypatch):
     assert asked and asked <= {*range(4, 16)}
 
 
-@pytest.mark.parametrize("wrong", [{"share": 0}, {"share": 1.1}, {"density": 0}, {"steps": 0}, {"users": 0}, {"rate": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"share": 0}, {"share": 1.1}, {"density": 0}, {"steps": 0}, {"users": 0}, {"rate": 0}, {"fresh": -0.1}, {"fresh": 1.1}],
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         Unlearning(**wrong)
