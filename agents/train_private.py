@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ def train(args: argparse.Namespace, settings: PrivateSettings, config: RunConfig
         *account.card(),
         f"  the policy was learned from {args.on} users' rewards" + ("" if private else ", who are public"),
     ]
-    write_atomically(folder / "privacy.json", json.dumps({"accountant": account.state(), "card": card}, indent=1).encode())
+    said = {"accountant": account.state(), "card": card, "on": args.on, "settings": asdict(settings)}
+    write_atomically(folder / "privacy.json", json.dumps(said, indent=1).encode())
     config.save(folder)
     save_policy(folder / "policy", policy, {**meta, "accountant": account.state()})
     with room_for_curves(events), SummaryWriter(str(events)) as writer:

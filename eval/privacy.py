@@ -1,8 +1,8 @@
 """Attack a private run: ``python -m eval.privacy RUN`` writes ``attacks.md``, ``attacks.json`` and ``attacks.png`` into it.
 
-* Was this *user* in meta-training? RMIA on the meta-initialisation, with reference trainings on other people; beside it the
-  same attack on the same training without privacy, and on one overfitted to 100 users: an attack that never bites proves
-  nothing.
+* Was this *user* in meta-training? RMIA on the meta-initialisation and on the policy, with reference trainings on other people;
+  beside it the same attack on the same training without privacy, and on one overfitted to 100 users: an attack that never
+  bites proves nothing. Policies are compared at the run's initialisation, which is public.
 * Was this *example* in a user's support? LiRA on the adapter, with shadow adapters.
 * An audit of the private rounds in one run, held against what the run claims: drawing, clipping, noise and averaging, with
   canaries instead of users; how users' updates come about is no part of it.
@@ -15,17 +15,27 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from agents.checkpoint import load_policy
+from agents.policies import GatingPolicy
+from agents.private import PrivateSettings, learn_private, new_policy
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, cache_key, load_artefact, load_or_make, write_atomically
+from backbones.base import hash_tensors
 from backbones.threads import usable_cores
+from envs.modelled import scenario_from
+from envs.scenario import Scenario
 from eval.attacks import Success
 from eval.audit import Audit, audit
 from eval.membership import example_membership, user_membership
+from eval.policy_membership import policy_membership
 from meta.accountant import BudgetError
 from meta.arguments import show_log
 from meta.inner import MetaInit
@@ -38,8 +48,8 @@ from users.batch import Part
 
 ASKED, JUDGED, FEW, AUDITED = 1000, 500, 100, 2500
 """Members and non-members asked about, further users by whom RMIA judges, users of the overfitted run, canaries."""
-OVERFITTED = 1200
-"""Outer steps of the overfitted run, of 20 users each."""
+OVERFITTED, BY_HEART = 1200, 150
+"""Outer steps of the overfitted initialisation, of 20 users each; and rounds of the overfitted policy, of all its users."""
 
 
 class Attacked:
@@ -59,6 +69,7 @@ class Attacked:
         tensors, said = load_artefact(Path(kwargs.get("init") or run / "no-init"), KIND)
         if "privacy" not in said:
             raise ValueError(f"the initialisation of {run} was not learned in private; attack a run of agents.train_private.")
+        self.rules, self.run = config.rules, run
         self.privacy, self.account = Privacy(**said["privacy"]), account_of(said, str(run))
         self.config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
         self.init, self.references = MetaInit.from_tensors(tensors), references
@@ -72,6 +83,7 @@ class Attacked:
         self.users = len(prepared(*where, self.folder, more, gates=gates).population.train)
         others = ASKED + JUDGED + references * max(self.users, FEW)
         self.data = prepared(*where, self.folder, {**more, "train_users": self.users + others}, gates=gates)
+        self.placement = where[2]
 
     def trained(self, config: MetaConfig, users: range) -> MetaInit:
         """An initialisation learned without privacy from some train users, made or loaded."""
@@ -86,23 +98,69 @@ class Attacked:
         return MetaInit.from_tensors(load_or_make(path, "attacked initialisation", train)[0])
 
     def user_attacks(self) -> dict[str, Success]:
-        """RMIA on the run, on the same without privacy, and on an overfitted one; these keep their last state, unshrunk."""
+        """RMIA on the run's initialisation, on the same without privacy, and on an overfitted one: last states, unshrunk."""
         plain = replace(self.config, keep="last", shrink=False)
-        apart = self.users + ASKED + JUDGED
-        chunks = [range(apart + i * self.users, apart + (i + 1) * self.users) for i in range(self.references)]
-        references = [self.trained(replace(plain, seed=1 + i), users) for i, users in enumerate(chunks)]
+        few = replace(plain, steps=OVERFITTED, users=20)
+        references = [self.trained(replace(plain, seed=1 + i), users) for i, users in enumerate(self.apart(self.users))]
         targets = {"this run": self.init, "without privacy": self.trained(plain, range(self.users))}
         found = {name: self._asked(init, references, min(self.users, ASKED)) for name, init in targets.items()}
-        few = replace(plain, steps=OVERFITTED, users=20)
-        chunks = [range(apart + i * FEW, apart + (i + 1) * FEW) for i in range(self.references)]
-        references = [self.trained(replace(few, seed=1 + i), users) for i, users in enumerate(chunks)]
+        references = [self.trained(replace(few, seed=1 + i), users) for i, users in enumerate(self.apart(FEW))]
         found[f"overfitted to {FEW} users"] = self._asked(self.trained(few, range(FEW)), references, FEW)
         return found
+
+    def apart(self, size: int) -> list[range]:
+        """As many chunks of further people as there are references."""
+        start = self.users + ASKED + JUDGED
+        return [range(start + i * size, start + (i + 1) * size) for i in range(self.references)]
 
     def _asked(self, init: MetaInit, references: list[MetaInit], members: int) -> Success:
         others = range(self.users, self.users + ASKED)
         population = range(others.stop, others.stop + JUDGED)
         return user_membership(self.data, init, references, range(members), others, population)
+
+    def policy_attacks(self) -> dict[str, Success]:
+        """The same on the policy; nothing where it was learned from public users.
+
+        Raises:
+            ArtefactError: if the policy is missing or damaged.
+        """
+        said = json.loads((self.run / "privacy.json").read_text())
+        if said["on"] != "train":
+            return {}
+        plain = PrivateSettings(**said["settings"])
+        few = replace(plain, rounds=BY_HEART, users=FEW, hidden=128, entropy=0.0)
+        target = load_policy(self.run / "policy", self.people)[0]
+        assert isinstance(target, GatingPolicy)
+        references = [self.policy(plain, users, 1 + i) for i, users in enumerate(self.apart(self.users))]
+        targets = {"this run": target, "without privacy": self.policy(plain, range(self.users), 0)}
+        found = {name: self._taught(each, references, min(self.users, ASKED)) for name, each in targets.items()}
+        references = [self.policy(few, users, 1 + i) for i, users in enumerate(self.apart(FEW))]
+        found[f"overfitted to {FEW} users"] = self._taught(self.policy(few, range(FEW), 0), references, FEW)
+        return found
+
+    @cached_property
+    def people(self) -> Scenario:
+        """Everybody, at the run's initialisation."""
+        return scenario_from(self.data, self.init, str(self.run), self.placement, None, observed_on="val")
+
+    def policy(self, settings: PrivateSettings, users: range, seed: int) -> GatingPolicy:
+        """A policy learned without privacy from some train users, made or loaded."""
+        facts = {"users": [users.start, users.stop], "seed": seed, "rules": self.rules.to_json(), **asdict(settings)}
+        start, people = hash_tensors(self.init.tensors()), self.people
+        some = replace(people, splits={**people.splits, "train": np.arange(users.start, users.stop)})
+
+        def learn() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            return learn_private(some, self.rules, settings, seed, None).state_dict(), facts
+
+        path = self.folder / f"attack-policy-{cache_key(people=people.fingerprint, start=start, **facts)}"
+        found = new_policy(some, self.rules, settings, seed)
+        found.load_state_dict(load_or_make(path, "attacked policy", learn)[0])
+        return found
+
+    def _taught(self, policy: GatingPolicy, references: list[GatingPolicy], members: int) -> Success:
+        ends = np.cumsum([self.users, ASKED, JUDGED])
+        others, judged = (np.arange(start, stop) for start, stop in pairwise(ends))
+        return policy_membership(policy, references, self.people, self.rules, np.arange(members), others, judged)
 
     def example_attack(self, users: int, shadows: int) -> Success:
         """LiRA on test users' adapters."""
@@ -116,10 +174,18 @@ class Attacked:
         return audit(PrivateRounds(privacy, round(expected / kind.sampling), expected, rounds))
 
 
-def table(users: Mapping[str, Success], examples: Success, shadows: int, references: int, audited: Audit) -> str:
+def table(
+    users: Mapping[str, Success],
+    policies: Mapping[str, Success],
+    examples: Success,
+    shadows: int,
+    references: int,
+    audited: Audit,
+) -> str:
     """The findings as Markdown."""
     lines = ["| attack | on | members | others | AUC | found at 1 % false positives |", "| --- | --- | --- | --- | --- | --- |"]
     named = {f"user in meta-training (RMIA, {references} references) | {name}": one for name, one in users.items()}
+    named |= {f"user among the policy's (RMIA, {references} references) | {name}": one for name, one in policies.items()}
     named[f"example in a support (LiRA, {shadows} shadow adapters) | users' adapters"] = examples
     for name, one in named.items():
         auc, tpr = (f"[{low:.3f}, {high:.3f}]" for low, high in (one.auc_ci95, one.tpr_ci95))
@@ -172,13 +238,16 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("attacks take at least 1 reference training, 4 shadow adapters and 1 user.")
         attacked = Attacked(args.run, args.references)
         audited, examples = attacked.audit(), attacked.example_attack(args.users, args.shadows)
-        users = attacked.user_attacks()
-        text = table(users, examples, args.shadows, args.references, audited)
+        users, policies = attacked.user_attacks(), attacked.policy_attacks()
+        text = table(users, policies, examples, args.shadows, args.references, audited)
         print(text)
-        facts = {"users": {n: asdict(s) for n, s in users.items()}, "examples": asdict(examples), "audit": asdict(audited)}
+        facts: dict[str, Any] = {"examples": asdict(examples), "audit": asdict(audited)}
+        for what, found in (("users", users), ("policy", policies)):
+            facts[what] = {name: asdict(one) for name, one in found.items()}
         write_atomically(args.run / "attacks.json", json.dumps(facts, indent=1).encode())
         write_atomically(args.run / "attacks.md", (text + "\n").encode())
-        draw({**users, "examples, in adapters": examples}, args.run / "attacks.png")
+        drawn = {f"users, {name}": one for name, one in users.items()} | {f"policy, {n}": one for n, one in policies.items()}
+        draw({**drawn, "examples, in adapters": examples}, args.run / "attacks.png")
     except (ValueError, ImportError, OSError, ArtefactError, BudgetError) as error:
         sys.exit(f"error: {error}")
     print(f"Drawn: {args.run / 'attacks.png'}")

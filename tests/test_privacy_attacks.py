@@ -9,9 +9,14 @@ import torch
 from coins import coins, learned, part_of
 
 from agents import train_private
+from agents.private import PrivateSettings, learn_private, mask_rewards, new_policy, scorer, scorer_features
+from envs.oracles import FormulaOracle
+from envs.rules import Rules
+from envs.scenario import load_scenario
 from eval import privacy
 from eval.attacks import lira
 from eval.membership import _dealt, example_membership, log_likelihoods, user_membership
+from eval.policy_membership import expected_rewards, policy_membership
 from meta import train
 from meta.inner import MetaInit
 
@@ -42,6 +47,40 @@ def test_the_likelihood_of_a_user_is_that_of_all_their_query_examples(world):
     logits = pathways.logits(query.frozen, weights, torch.ones(5, count, dtype=torch.bool))
     likely = logits.log_softmax(-1).gather(-1, query.labels[..., None])[..., 0]
     np.testing.assert_allclose(found, (likely * (query.weights > 0)).sum(1).detach(), rtol=1e-5)
+
+
+def test_users_whom_a_policy_knows_by_heart_are_found_and_others_are_not():
+    """Users whose best masks are coins, which a policy can only learn from their rewards."""
+    planted = load_scenario("planted")
+    draw = np.random.default_rng(0)
+    rewarded = draw.random((len(planted.embeddings), len(planted.pathways))) < 0.5
+    everybody = planted.users("train")
+    noise = draw.normal(size=(*planted.embeddings.shape,)).astype(np.float32)
+    costs = np.full(len(planted.pathways), 1 / len(planted.pathways))
+    oracle = FormulaOracle(costs, lambda users, masks: (masks == rewarded[users]).mean(1))
+    scenario = replace(planted, embeddings=noise, oracle=oracle)
+    rules, settings = Rules(0.1), PrivateSettings(rounds=120, users=10, masks=8, hidden=64, rate=0.02, entropy=0.0)
+
+    def learned_from(users, seed):
+        return learn_private(replace(scenario, splits={**scenario.splits, "train": users}), rules, settings, seed, None)
+
+    members, others, judged = everybody[:10], everybody[10:130], everybody[130:170]
+    references = [learned_from(everybody[170 + 10 * n : 180 + 10 * n], 1 + n) for n in range(2)]
+    found = policy_membership(learned_from(members, 0), references, scenario, rules, members, others, judged)
+    assert found.auc_ci95[0] > 0.6
+    strangers = policy_membership(learned_from(everybody[190:200], 0), references, scenario, rules, members, others, judged)
+    assert strangers.auc_ci95[0] < 0.5 < strangers.auc_ci95[1]
+
+
+def test_expected_rewards_are_those_of_each_policys_own_masks():
+    planted = load_scenario("planted")
+    rules, users = Rules(0.1), planted.users("val")[:6]
+    policies = [new_policy(planted, rules, PrivateSettings(hidden=8), seed) for seed in range(2)]
+    found = expected_rewards(policies, planted, rules, users, masks=4000)
+    for policy, mine in zip(policies, found, strict=True):
+        chance = scorer(policy)(scorer_features(policy, planted, rules, users))[..., 0].sigmoid().detach().numpy()
+        masks = np.random.default_rng(1).random((6, 4000, chance.shape[1])) < chance[:, None]
+        np.testing.assert_allclose(mine, mask_rewards(planted, rules, users, masks).mean(1), atol=0.02)
 
 
 def test_examples_are_found_in_adapters_that_learn_them_by_heart(world):
@@ -112,12 +151,13 @@ def run(tmp_path_factory):
 
 
 def test_the_command_writes_figures_and_a_picture_into_the_run(run, monkeypatch, capsys):
-    for name, value in {"ASKED": 110, "JUDGED": 20, "FEW": 10, "OVERFITTED": 2, "AUDITED": 200}.items():
+    for name, value in {"ASKED": 110, "JUDGED": 20, "FEW": 10, "OVERFITTED": 2, "BY_HEART": 2, "AUDITED": 200}.items():
         monkeypatch.setattr(privacy, name, value)
     privacy.main([str(run), "--references", "1", "--shadows", "4", "--users", "2", "--num-threads", "1"])
     printed = capsys.readouterr().out
     found = json.loads((run / "attacks.json").read_text())
     assert [*found["users"]] == ["this run", "without privacy", "overfitted to 10 users"]
+    assert [*found["policy"]] == [*found["users"]] and found["policy"]["overfitted to 10 users"]["members"] == 10
     assert found["users"]["this run"]["members"] == 40 and found["users"]["this run"]["others"] == 110
     assert found["examples"]["members"] == 40 and found["audit"]["canaries"] == 200
     assert (run / "attacks.md").read_text() in printed + "\n" and (run / "attacks.png").stat().st_size > 5000
@@ -150,7 +190,7 @@ def test_a_broken_promise_is_said_in_bold():
     from eval.audit import Audit
 
     one = Success(0.5, (0.4, 0.6), 0.01, (0.0, 0.02), 0.01, 100, 1000)
-    text = privacy.table({"x": one}, one, 64, 4, Audit(5.0, 3.0, 10, 10, 1000, 1e-6))
+    text = privacy.table({"x": one}, {}, one, 64, 4, Audit(5.0, 3.0, 10, 10, 1000, 1e-6))
     assert "**does not hold**" in text
-    kept = privacy.table({"x": one}, one, 64, 4, replace(Audit(5.0, 3.0, 10, 10, 1000, 1e-6), epsilon=2.0))
+    kept = privacy.table({"x": one}, {}, one, 64, 4, replace(Audit(5.0, 3.0, 10, 10, 1000, 1e-6), epsilon=2.0))
     assert "**" not in kept
