@@ -39,7 +39,7 @@ from eval.policy_membership import policy_membership
 from meta.accountant import BudgetError
 from meta.arguments import show_log
 from meta.inner import MetaInit
-from meta.learned import begun
+from meta.learned import begun, meta_initialisation
 from meta.prepare import folder_of, further_arguments, prepared
 from meta.private import PART, Privacy, PrivateRounds, account_of
 from meta.store import KIND, init_facts
@@ -80,7 +80,8 @@ class Attacked:
         where = kwargs["users"], kwargs["backbone"], kwargs.get("placement", "side"), kwargs.get("rank", 16), config.seed
         self.folder = folder_of(kwargs["users"], kwargs["backbone"])
         gates = kwargs.get("gates", "adapters")
-        self.users = len(prepared(*where, self.folder, more, gates=gates).population.train)
+        self.trained_on = prepared(*where, self.folder, more, gates=gates)
+        self.users = len(self.trained_on.population.train)
         others = ASKED + JUDGED + references * max(self.users, FEW)
         self.data = prepared(*where, self.folder, {**more, "train_users": self.users + others}, gates=gates)
         self.placement = where[2]
@@ -102,7 +103,7 @@ class Attacked:
         plain = replace(self.config, keep="last", shrink=False)
         few = replace(plain, steps=OVERFITTED, users=20)
         references = [self.trained(replace(plain, seed=1 + i), users) for i, users in enumerate(self.apart(self.users))]
-        targets = {"this run": self.init, "without privacy": self.trained(plain, range(self.users))}
+        targets = {"this run": self.init, "without privacy": meta_initialisation(self.trained_on, plain, self.folder)}
         found = {name: self._asked(init, references, min(self.users, ASKED)) for name, init in targets.items()}
         references = [self.trained(replace(few, seed=1 + i), users) for i, users in enumerate(self.apart(FEW))]
         found[f"overfitted to {FEW} users"] = self._asked(self.trained(few, range(FEW)), references, FEW)
