@@ -1,7 +1,8 @@
 """What privacy costs: ``python -m eval.cost_of_privacy --out runs/privacy --write docs/privacy.md``.
 
 Learns a meta-initialisation and a gating policy from 10,000 simulated users, without privacy and under user-level budgets
-that both share, with the same rounds, users and rates, and measures them on test users nobody was chosen by. Everything is
+that both share, with the same rounds, users and rates, and measures them on test users nobody was chosen by; and beside these
+what val users alone teach, who are public, and where all the others begin. Everything is
 kept in ``--out``: what was measured is not measured again, and stopped runs go on.
 """
 
@@ -9,7 +10,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from envs.modelled import scenario_from
 from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.headline import write_between_markers
-from meta.accountant import Accountant, BudgetError, noise_for, usual_delta
+from meta.accountant import Accountant, BudgetError, Round, noise_for, usual_delta
 from meta.arguments import show_log
 from meta.inner import MetaInit
-from meta.learned import learned_init
+from meta.learned import begun, learned_init
 from meta.prepare import folder_of, prepared
 from meta.private import Privacy, PrivateRounds
 from meta.store import KIND
@@ -40,8 +41,8 @@ from users.batch import Prepared
 BEGIN, END = "<!-- cost of privacy -->", "<!-- end of the cost of privacy -->"
 NAMES = ("all_off", "all_on", "policy")
 WHERE = "digits", "resnet-small"
-OPEN = math.inf
-"""The epsilon of training without privacy."""
+OPEN, PUBLIC = math.inf, 0.0
+"""The epsilons of training without privacy, and of learning from val users alone, who are public."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Design:
 
     def promise(self, epsilon: float, clip: float, seed: int) -> Privacy | None:
         """Of one part of a row; None without privacy."""
-        return None if epsilon == OPEN else Privacy(epsilon, None, clip, self.noise(epsilon), seed)
+        return None if epsilon in (OPEN, PUBLIC) else Privacy(epsilon, None, clip, self.noise(epsilon), seed)
 
 
 def people(design: Design, seed: int) -> Prepared:
@@ -96,23 +97,32 @@ def row(design: Design, data: Prepared, epsilon: float, seed: int) -> dict[str, 
 
     Returns:
         Per name in :data:`NAMES` accuracy and reward of every test user; the policy's mean cost and number of masks; the
-        account, None without privacy.
+        account, None where nothing was spent.
     """
-    learn, folder = replace(design.init, seed=seed), folder_of(*WHERE)
-    path = learned_init(data, learn, folder, privacy=design.promise(epsilon, design.init_clip, seed))
-    tensors, said = load_artefact(path, KIND)
-    init, name = MetaInit.from_tensors(tensors), "-".join(WHERE)
-    scenario = scenario_from(data, init, name, design.placement, None, observed_on="val")
+    init, before = start(design, data, epsilon, seed)
+    scenario = scenario_from(data, init, "-".join(WHERE), design.placement, None, observed_on="val")
     rules, private = Rules(design.cost_weight), None
     if promise := design.promise(epsilon, design.policy_clip, seed):
-        before = Accountant.of(said["accountant"]).rounds
         private = PrivateRounds(promise, design.users, design.policy.users, design.policy.rounds, PART, before)
-    policy = learn_private(scenario, rules, design.policy, seed, private)
+    policy = learn_private(scenario, rules, design.policy, seed, private, "val" if epsilon == PUBLIC else "train")
     masks = scenario.executed(choose_masks(policy, scenario, scenario.users("test"), rules=rules))
     chosen = {"all_off": np.zeros_like(masks), "all_on": np.ones_like(masks), "policy": masks}
     found: dict[str, Any] = {name: measured(scenario, each, design.cost_weight) for name, each in chosen.items()}
     found |= {"masks": len(np.unique(masks, axis=0)), "account": private.accountant.state() if private else None}
     return found
+
+
+def start(design: Design, data: Prepared, epsilon: float, seed: int) -> tuple[MetaInit, Mapping[Round, int]]:
+    """Where adapters start in a row, and what that has spent."""
+    learn = replace(design.init, seed=seed)
+    if epsilon == PUBLIC:
+        init = begun(data, learn)[0]
+        if init is None:
+            raise ValueError("without public_steps there is no start that val users alone have taught.")
+        return init, {}
+    path = learned_init(data, learn, folder_of(*WHERE), privacy=design.promise(epsilon, design.init_clip, seed))
+    tensors, said = load_artefact(path, KIND)
+    return MetaInit.from_tensors(tensors), Accountant.of(said["accountant"]).rounds if epsilon != OPEN else {}
 
 
 def measured(scenario: Scenario, masks: np.ndarray, weight: float) -> dict[str, Any]:
@@ -146,9 +156,7 @@ def table(found: dict[float, list[dict[str, Any]]]) -> str:
     lines = ["| epsilon | noise | bare model | all on | to no privacy | policy's reward | to no privacy | cost | masks |"]
     lines.append("| " + " | ".join(["---"] * 9) + " |")
     for epsilon, each in found.items():
-        noise = "-" if epsilon == OPEN else f"{each[0]['account']['rounds'][0]['noise']:.3f}"
-        spent = "no privacy" if epsilon == OPEN else f"{Accountant.of(each[0]['account']).spent():.2f}"
-        cells = [spent, noise, f"{_mean(each, 'all_off', 'accuracy'):.3f}"]
+        cells = [*_account(epsilon, each), f"{_mean(each, 'all_off', 'accuracy'):.3f}"]
         for name, what in (("all_on", "accuracy"), ("policy", "reward")):
             cells.append(f"{_mean(each, name, what):.3f}")
             cells.append("-" if epsilon == OPEN or OPEN not in found else _shown(_to(each, found[OPEN], name, what)))
@@ -156,6 +164,13 @@ def table(found: dict[float, list[dict[str, Any]]]) -> str:
         cells.append(" ".join(str(one["masks"]) for one in each))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _account(epsilon: float, each: list[dict[str, Any]]) -> tuple[str, str]:
+    """What was spent, and the noise."""
+    if epsilon in (OPEN, PUBLIC):
+        return "no privacy" if epsilon == OPEN else "0: public users alone", "-"
+    return f"{Accountant.of(each[0]['account']).spent():.2f}", f"{each[0]['account']['rounds'][0]['noise']:.3f}"
 
 
 def _mean(each: list[dict[str, Any]], name: str, what: str) -> float:
@@ -190,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     design = Design(users=args.users)
     try:
-        found = rows(design, [OPEN, *args.epsilon], range(args.seeds), args.out)
+        found = rows(design, [OPEN, *args.epsilon, PUBLIC], range(args.seeds), args.out)
         text = table(found)
         print(text)
         if args.write:

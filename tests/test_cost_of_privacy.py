@@ -7,7 +7,7 @@ import pytest
 
 from agents.private import PrivateSettings
 from eval import cost_of_privacy
-from eval.cost_of_privacy import OPEN, Design, people, row, rows, table
+from eval.cost_of_privacy import OPEN, PUBLIC, Design, people, row, rows, table
 from meta.accountant import Accountant, Round
 from meta.trainer import MetaConfig
 
@@ -27,6 +27,8 @@ def test_the_table_compares_with_training_without_privacy():
     plain, private = text.splitlines()[2:]
     assert plain.startswith("| no privacy | - | 0.450 | 0.450 | - | 0.350 | - | 0.40 | 7 7 |")
     assert "| 1.000 | 0.420 | 0.420 | -0.030 [-0.030, -0.030] | 0.335 | -0.015 [-0.015, -0.015] |" in private
+    alone = table({OPEN: [result(0.2, None)], PUBLIC: [result(0.1, None)]}).splitlines()[3]
+    assert alone.startswith("| 0: public users alone | - | 0.350 | 0.350 | -0.100 [-0.100, -0.100] |")
     assert table({3.0: [result(0.18)]}).splitlines()[2].count("| - |") == 2  # nothing to compare with
 
 
@@ -51,7 +53,8 @@ def test_both_parts_together_spend_the_budget_and_no_more():
     design = Design()
     noise = design.noise(3.0)
     q = design.init.users / design.users
-    kinds = {Round("meta-initialisation", q, noise): design.init.steps, Round("policy", q, noise): design.policy.rounds}
+    of_policy = Round("policy", design.policy.users / design.users, noise)
+    kinds = {Round("meta-initialisation", q, noise): design.init.steps, of_policy: design.policy.rounds}
     account = Accountant(3.0, design.users**-1.1, kinds)
     assert 2.95 < account.spent() <= 3.0
     assert design.promise(OPEN, 1.0, 0) is None
@@ -59,14 +62,17 @@ def test_both_parts_together_spend_the_budget_and_no_more():
     assert (promise.noise, promise.clip, promise.noise_seed) == (noise, 0.5, 4)
 
 
-@pytest.mark.parametrize("epsilon", [OPEN, 8.0])
+@pytest.mark.parametrize("epsilon", [OPEN, 8.0, PUBLIC])
 def test_a_row_is_measured_on_test_users(epsilon):
-    settings = {"init": MetaConfig(steps=2, users=6, inner_steps=1), "policy": PrivateSettings(rounds=2, users=6, masks=2)}
+    settings = {
+        "init": MetaConfig(steps=2, users=6, inner_steps=1, public_steps=2),
+        "policy": PrivateSettings(rounds=2, users=6, masks=2),
+    }
     design = Design(users=12, test_users=5, rank=2, **settings)
     found = row(design, people(design, 0), epsilon, 0)
     assert {len(found[name]["reward"]) for name in cost_of_privacy.NAMES} == {5}
     assert found["all_on"]["cost"] == 1 and found["all_off"]["cost"] == 0
-    assert (found["account"] is None) == (epsilon == OPEN)
-    if epsilon != OPEN:
+    assert (found["account"] is None) == (epsilon != 8.0)
+    if found["account"]:
         parts = {kind.part: count for kind, count in Accountant.of(found["account"]).rounds.items()}
         assert parts == {"meta-initialisation": 2, "policy": 2}
