@@ -12,7 +12,7 @@ Shapes: U users, M masks per user, P pathways.
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from envs.scenario import Scenario
 from meta.private import CHUNK, PrivateRounds, Updates
 
 PART = "policy"
+PUBLIC_RATE = 0.01
 EVERY = 10
 """Rounds between two looks at val users."""
 Log = Callable[[str, float, int], None]
@@ -46,6 +47,8 @@ class PrivateSettings:
         rate: Adam's learning rate, falling to zero along a cosine.
         entropy: weight of the masks' entropy, in units of reward.
         average: decay per round of the average of weights that is kept.
+        public_rounds: beforehand, on val users, who are public, at the rate :data:`PUBLIC_RATE`: what they teach need not be
+            learned under noise.
     """
 
     rounds: int = 100
@@ -55,13 +58,18 @@ class PrivateSettings:
     rate: float = 0.01
     entropy: float = 0.01
     average: float = 0.9
+    public_rounds: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("users", 1), ("masks", 2), ("hidden", 1)):
+        for name, least in (("rounds", 1), ("users", 1), ("masks", 2), ("hidden", 1), ("public_rounds", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not self.rate > 0 or self.entropy < 0 or not 0 <= self.average < 1:
             raise ValueError("rate must be above 0, entropy at least 0, and average at least 0 and below 1.")
+
+    def in_public(self) -> "PrivateSettings":
+        """How val users teach the start."""
+        return replace(self, rounds=self.public_rounds, public_rounds=0, rate=PUBLIC_RATE)
 
 
 def check_rules(rules: Rules) -> None:
@@ -78,6 +86,13 @@ def new_policy(scenario: Scenario, rules: Rules, settings: PrivateSettings, seed
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GatingPolicy(core.observation_space, core.action_space, lambda _: settings.rate, hidden=settings.hidden)
+
+
+def begun(scenario: Scenario, rules: Rules, settings: PrivateSettings, seed: int) -> GatingPolicy:
+    """The policy that learning starts with: one that has seen nobody, or what val users teach."""
+    if not settings.public_rounds:
+        return new_policy(scenario, rules, settings, seed)
+    return learn_private(scenario, rules, settings.in_public(), seed, None, "val")
 
 
 def scorer(policy: GatingPolicy) -> torch.nn.Sequential:
@@ -107,7 +122,7 @@ def learn_private(
         log: for curves, called with tag, value and round.
     """
     check_rules(rules)
-    policy, users = new_policy(scenario, rules, settings, seed), scenario.users(split)
+    policy, users = begun(scenario, rules, settings, seed), scenario.users(split)
     score = scorer(policy)
     average, learned = deepcopy(policy), dict(score.named_parameters())
     optimiser = torch.optim.Adam(learned.values(), settings.rate)

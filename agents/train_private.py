@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--masks", type=int, default=defaults.masks, help="drawn per user and round (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=defaults.hidden, help="width of the network (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's learning rate (default: %(default)s)")
+    parser.add_argument("--public-rounds", type=int, default=0, help="beforehand, on val users, who are public (default: 0)")
     parser.add_argument("--entropy", type=float, default=defaults.entropy, help="weight of entropy (default: %(default)s)")
     parser.add_argument("-f", "--log-dir", type=Path, help="the run's folder (default: a new logs/<env>_<n>)")
     parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
@@ -76,6 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise FileExistsError(f"{folder} holds files already; choose another --log-dir.")
         spent = spent_before(args.init)
         settings, config = read_settings(args), read_config(args)
+        if args.on == "val" and settings.public_rounds:
+            raise ValueError("with --on val all rounds are on val users: give --rounds, and leave out --public-rounds.")
         check_rules(config.rules)
         train(args, settings, config, folder, spent)
         evaluate_run(folder)

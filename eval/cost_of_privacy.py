@@ -67,7 +67,9 @@ class Design:
         default_factory=lambda: MetaConfig(steps=200, users=1000, outer_rate=2e-2, rate_of_rates=0.03, public_steps=1500)
     )
     init_clip: float = 0.25
-    policy: PrivateSettings = field(default_factory=lambda: PrivateSettings(rounds=60, users=400, masks=8))
+    policy: PrivateSettings = field(
+        default_factory=lambda: PrivateSettings(rounds=60, users=400, masks=8, rate=5e-3, public_rounds=150)
+    )
     policy_clip: float = 0.1
 
     def population(self) -> dict[str, Any]:
@@ -104,7 +106,8 @@ def row(design: Design, data: Prepared, epsilon: float, seed: int) -> dict[str, 
     rules, private = Rules(design.cost_weight), None
     if promise := design.promise(epsilon, design.policy_clip, seed):
         private = PrivateRounds(promise, design.users, design.policy.users, design.policy.rounds, PART, before)
-    policy = learn_private(scenario, rules, design.policy, seed, private, "val" if epsilon == PUBLIC else "train")
+    settings, on = (design.policy.in_public(), "val") if epsilon == PUBLIC else (design.policy, "train")
+    policy = learn_private(scenario, rules, settings, seed, private, on)
     masks = scenario.executed(choose_masks(policy, scenario, scenario.users("test"), rules=rules))
     chosen = {"all_off": np.zeros_like(masks), "all_on": np.ones_like(masks), "policy": masks}
     found: dict[str, Any] = {name: measured(scenario, each, design.cost_weight) for name, each in chosen.items()}

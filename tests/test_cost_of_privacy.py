@@ -66,7 +66,7 @@ def test_both_parts_together_spend_the_budget_and_no_more():
 def test_a_row_is_measured_on_test_users(epsilon):
     settings = {
         "init": MetaConfig(steps=2, users=6, inner_steps=1, public_steps=2),
-        "policy": PrivateSettings(rounds=2, users=6, masks=2),
+        "policy": PrivateSettings(rounds=2, users=6, masks=2, public_rounds=2),
     }
     design = Design(users=12, test_users=5, rank=2, **settings)
     found = row(design, people(design, 0), epsilon, 0)

@@ -1,6 +1,7 @@
 """Gating policies under differential privacy: updates by hand, learning, composition with the start, what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from agents import train_private
 from agents.checkpoint import choose_masks, load_policy
-from agents.private import PrivateSettings, check_rules, learn_private, new_policy, policy_updates, scorer
+from agents.private import PrivateSettings, begun, check_rules, learn_private, new_policy, policy_updates, scorer
 from agents.rivals import best_static
 from backbones.artefacts import ArtefactError, load_artefact, save_artefact
 from envs.rules import Rules
@@ -49,6 +50,21 @@ def test_a_private_policy_learns_who_needs_what(planted):
         found[name] = reward(planted, choose_masks(policy, planted, users, rules=RULES))
     assert found["none"] > static + 0.35
     assert static + 0.25 < found["noise"] < found["none"] + 0.01
+
+
+def test_what_val_users_teach_beforehand_owes_nothing_to_train_users(planted, monkeypatch):
+    settings, asked = PrivateSettings(rounds=1, users=5, public_rounds=20), []
+    evaluate = type(planted.oracle).evaluate
+    monkeypatch.setattr(
+        type(planted.oracle), "evaluate", lambda self, users, *a, **k: (asked.append(users), evaluate(self, users, *a, **k))[1]
+    )
+    taught, fresh = begun(planted, RULES, settings, 0), new_policy(planted, RULES, settings, 0)
+    assert {*np.concatenate(asked)} <= {*planted.users("val")}
+    assert any((a != b).any() for a, b in zip(scorer(taught).parameters(), scorer(fresh).parameters(), strict=True))
+    none = replace(settings, rate=1e-12)
+    learned = learn_private(planted, RULES, none, 0, rounds_for(planted, none))
+    for a, b in zip(scorer(learned).parameters(), scorer(taught).parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
 def test_each_users_update_is_the_policy_gradient_worked_out_alone(planted):
