@@ -205,11 +205,13 @@ def noise_for(
         kinds = {Round(f"planned {number}", sampling, noise): count for number, (sampling, count) in enumerate(planned)}
         return account({**before, **kinds}, delta) - epsilon
 
-    if excess(MOST, _by_divergences) > 0:
-        raise BudgetError(f"no noise below {MOST:g} keeps these rounds within epsilon {epsilon:g}: plan fewer, or allow more.")
     if excess(LEAST, _by_divergences) <= 0:
         return LEAST
-    high = float(brentq(excess, LEAST, MOST, args=(_by_divergences,), xtol=1e-4))  # the looser account is quick
+    high = MOST
+    if excess(MOST, _by_divergences) <= 0:
+        high = float(brentq(excess, LEAST, MOST, args=(_by_divergences,), xtol=1e-4))  # the looser account is quick
+    elif excess(MOST, spent_by) > 0:
+        raise BudgetError(f"no noise below {MOST:g} keeps these rounds within epsilon {epsilon:g}: plan fewer, or allow more.")
     low = high / 2
     while excess(low, spent_by) <= 0:
         low, high = low / 2, low

@@ -65,6 +65,10 @@ def test_the_least_noise_for_a_budget_is_found():
     before = {Round("y", 0.02, 1.0): 250}
     more = noise_for(2.5, delta, [(0.02, 250)], before)
     assert more == pytest.approx(1.0, abs=0.02)
+    nearly = {Round("y", 0.1, 2.073): 200}  # by the looser account these alone spend more than 3
+    assert noise_for(3.0, delta, [(0.04, 60)], nearly) == pytest.approx(2.07, abs=0.05)
+    with pytest.raises(BudgetError, match="no noise below"):
+        noise_for(spent_by(nearly, delta) + 1e-6, delta, [(0.04, 60)], nearly)
     with pytest.raises(BudgetError, match="is spent already, of a budget of 1"):
         noise_for(1.0, delta, [(0.02, 1)], before)
 
