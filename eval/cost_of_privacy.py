@@ -138,14 +138,18 @@ def measured(scenario: Scenario, masks: np.ndarray, weight: float) -> dict[str, 
     }
 
 
-def rows(design: Design, epsilons: Sequence[float], seeds: Sequence[int], folder: Path) -> dict[float, list[dict[str, Any]]]:
-    """Per epsilon one result per seed, read from ``folder`` or made and kept there."""
+def rows(
+    design: Design, epsilons: Sequence[float], seeds: Sequence[int], folder: Path, make: bool = True
+) -> dict[float, list[dict[str, Any]]]:
+    """Per epsilon one result per seed, read from ``folder`` or made and kept there; or without those that are not there."""
     found: dict[float, list[dict[str, Any]]] = {epsilon: [] for epsilon in epsilons}
     every = [(seed, epsilon) for seed in seeds for epsilon in epsilons]
     data: tuple[int, Prepared] | None = None
     for seed, epsilon in tqdm(every, desc="rows", unit="row"):
         path = folder / f"{cache_key(epsilon=str(epsilon), seed=seed, **asdict(design))}.json"
         if not path.exists():
+            if not make:
+                continue
             if data is None or data[0] != seed:
                 data = seed, people(design, seed)
             made = row(design, data[1], epsilon, seed)
@@ -156,10 +160,14 @@ def rows(design: Design, epsilons: Sequence[float], seeds: Sequence[int], folder
 
 def table(found: dict[float, list[dict[str, Any]]]) -> str:
     """Means over test users and seeds; differences to training without privacy are paired, with 95 % intervals."""
-    lines = ["| epsilon | noise | bare model | all on | to no privacy | policy's reward | to no privacy | cost | masks |"]
-    lines.append("| " + " | ".join(["---"] * 9) + " |")
+    lines = [
+        "| epsilon | noise | seeds | bare model | all on | to no privacy | policy's reward | to no privacy | cost | masks |"
+    ]
+    lines.append("| " + " | ".join(["---"] * 10) + " |")
     for epsilon, each in found.items():
-        cells = [*_account(epsilon, each), f"{_mean(each, 'all_off', 'accuracy'):.3f}"]
+        if not each:
+            continue
+        cells = [*_account(epsilon, each), str(len(each)), f"{_mean(each, 'all_off', 'accuracy'):.3f}"]
         for name, what in (("all_on", "accuracy"), ("policy", "reward")):
             cells.append(f"{_mean(each, name, what):.3f}")
             cells.append("-" if epsilon == OPEN or OPEN not in found else _shown(_to(each, found[OPEN], name, what)))
@@ -181,7 +189,10 @@ def _mean(each: list[dict[str, Any]], name: str, what: str) -> float:
 
 
 def _to(each: list[dict[str, Any]], others: list[dict[str, Any]], name: str, what: str) -> Interval:
-    first, second = ([np.array(one[name][what]) for one in some] for some in (each, others))
+    """Over the seeds that both have."""
+    plain = {one["seed"]: one for one in others}
+    pairs = [(one, plain[one["seed"]]) for one in each if one["seed"] in plain]
+    first, second = ([np.array(pair[place][name][what]) for pair in pairs] for place in (0, 1))
     return paired_difference(first, second)
 
 
@@ -196,6 +207,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--users", type=int, default=Design().users, help="train users (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--report", action="store_true", help="of what is in --out alone: measure nothing")
     parser.add_argument("--write", type=Path, help="page with this table's markers to write it into")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     return parser.parse_args(arguments)
@@ -208,7 +220,9 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     design = Design(users=args.users)
     try:
-        found = rows(design, [OPEN, *args.epsilon, PUBLIC], range(args.seeds), args.out)
+        found = rows(design, [OPEN, *args.epsilon, PUBLIC], range(args.seeds), args.out, make=not args.report)
+        if not found[OPEN]:
+            raise ValueError(f"{args.out} has no training without privacy to compare with yet; leave out --report.")
         text = table(found)
         print(text)
         if args.write:

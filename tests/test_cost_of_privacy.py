@@ -14,22 +14,35 @@ from meta.trainer import MetaConfig
 ACCOUNT = Accountant(3.0, 1e-3, {Round("meta-initialisation", 0.02, 1.0): 5}).state()
 
 
-def result(shift, account=ACCOUNT):
+def result(shift, account=ACCOUNT, seed=0):
     users = np.linspace(0, 0.5, 20)
     each = {
         name: {"accuracy": [*(users + shift)], "reward": [*(users + shift / 2)], "cost": 0.4} for name in cost_of_privacy.NAMES
     }
-    return {**each, "masks": 7, "account": account}
+    return {**each, "masks": 7, "account": account, "seed": seed}
 
 
 def test_the_table_compares_with_training_without_privacy():
-    text = table({OPEN: [result(0.2, None), result(0.2, None)], 3.0: [result(0.18), result(0.16)]})
+    text = table({OPEN: [result(0.2, None), result(0.2, None, 1)], 3.0: [result(0.18), result(0.16, seed=1)]})
     plain, private = text.splitlines()[2:]
-    assert plain.startswith("| no privacy | - | 0.450 | 0.450 | - | 0.350 | - | 0.40 | 7 7 |")
-    assert "| 1.000 | 0.420 | 0.420 | -0.030 [-0.030, -0.030] | 0.335 | -0.015 [-0.015, -0.015] |" in private
+    assert plain.startswith("| no privacy | - | 2 | 0.450 | 0.450 | - | 0.350 | - | 0.40 | 7 7 |")
+    assert "| 1.000 | 2 | 0.420 | 0.420 | -0.030 [-0.030, -0.030] | 0.335 | -0.015 [-0.015, -0.015] |" in private
     alone = table({OPEN: [result(0.2, None)], PUBLIC: [result(0.1, None)]}).splitlines()[3]
-    assert alone.startswith("| 0: public users alone | - | 0.350 | 0.350 | -0.100 [-0.100, -0.100] |")
+    assert alone.startswith("| 0: public users alone | - | 1 | 0.350 | 0.350 | -0.100 [-0.100, -0.100] |")
     assert table({3.0: [result(0.18)]}).splitlines()[2].count("| - |") == 2  # nothing to compare with
+
+
+def test_rows_of_fewer_seeds_are_compared_seed_by_seed():
+    found = {OPEN: [result(0.2, None), result(0.4, None, 1)], 3.0: [result(0.3, seed=1)], 1.0: []}
+    last = table(found).splitlines()[-1]
+    assert "| 1.000 | 1 | 0.550 | 0.550 | -0.100 [-0.100, -0.100] |" in last
+
+
+def test_a_report_measures_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost_of_privacy, "row", None)
+    assert rows(Design(), [OPEN, 3.0], range(2), tmp_path, make=False) == {OPEN: [], 3.0: []}
+    with pytest.raises(SystemExit, match="no training without privacy to compare with yet"):
+        cost_of_privacy.main(["--out", str(tmp_path), "--report"])
 
 
 def test_rows_are_made_once_and_read_again(tmp_path, monkeypatch):
@@ -38,7 +51,7 @@ def test_rows_are_made_once_and_read_again(tmp_path, monkeypatch):
     def make(design, data, epsilon, seed):
         assert data == seed
         made.append((epsilon, seed))
-        return result(0.1)
+        return result(0.1, seed=seed)
 
     monkeypatch.setattr(cost_of_privacy, "row", make)
     monkeypatch.setattr(cost_of_privacy, "people", lambda design, seed: seed)
