@@ -48,6 +48,8 @@ def cotrain(config: RunConfig, folder: Path, device: str = "cpu", progress: bool
         if exists(path):
             continue
         scenario = config.scenario(folder, turn - 1)
+        if scenario.sent is not None:
+            raise ValueError("every turn would have devices send again what they sent: leave out local_epsilon, or cotrain.")
         init = take_turn(config, scenario, folder / f"cotrain-{turn}", meta_config(config), device, progress)
         save_init(path, init, init_facts(scenario.data))
         forget_scenarios()  # the next one has a model and frozen states of its own

@@ -62,6 +62,8 @@ class PathwaySelection:
         check_rounds(rounds)
         if slots < 1:
             raise ValueError(f"at least one user at a time is needed, got {slots}.")
+        if rounds > 1 and scenario.sent is not None:
+            raise ValueError("what a device sends of its user is sent once: play with rounds=1, or without local_epsilon.")
         self.scenario, self.split, self.rounds, self.layerwise = scenario, split, int(rounds), layerwise
         self.pool = scenario.users(split)
         self.turns = len(scenario.pathways) if layerwise else 1

@@ -1,5 +1,7 @@
 """What a device sends in place of what it observed of its user: clipped, with Gaussian noise, once.
 
+Every release counts: who enrols or is updated twice has sent twice, and epsilons of what is sent of the same examples add up.
+
 A server that holds the policy needs an embedding and statistics of every user whose mask it is to choose. With a local release
 it sees neither: few directions of the observation, which public users set, clipped to a norm, and noise on top of that. Whoever
 sees what was sent learns little about which observation it was: local differential privacy, which trusts nobody.
@@ -56,7 +58,14 @@ class LocalRelease:
     def fit(
         embeddings: Floats, statistics: Floats, epsilon: float, delta: float = DELTA, directions: int = DIRECTIONS
     ) -> "LocalRelease":
-        """From public users' observations, ``[U, E]`` and ``[U, P, S]``.
+        """From public users' observations.
+
+        Args:
+            embeddings: ``[U, E]``.
+            statistics: ``[U, P, S]``.
+            epsilon: of one release, and ``delta``.
+            delta: see there.
+            directions: D.
 
         Raises:
             ValueError: for an epsilon, delta or number of directions out of range. ImportError: without ``dp-accounting``.
@@ -66,6 +75,8 @@ class LocalRelease:
         if not 0 < delta < 1:
             raise ValueError(f"the delta of a local release must be between 0 and 1, got {delta}.")
         seen = _joined(embeddings, statistics)
+        if not seen.std(0).any():
+            raise ValueError("a local release needs public (val) users who differ; these are all the same.")
         if not 1 <= directions <= min(seen.shape):
             raise ValueError(f"local_directions must be 1 to {min(seen.shape)} here, got {directions}.")
         mean = seen.mean(0)
@@ -102,6 +113,13 @@ def released(scenario: Scenario, epsilon: float, delta: float = DELTA, direction
 
     Noise follows from ``seed`` and the user's position, so that experiments can be repeated; a device draws it in secret.
     Scores for rivals (``Scenario.scores``) are not what policies see, and stay as they are.
+
+    Args:
+        scenario: whose users.
+        epsilon: of one release.
+        delta: of it.
+        directions: D, of the observation, that are sent.
+        seed: of the noise.
 
     Raises:
         ValueError: for settings out of range, or a scenario without real observations. ImportError: without ``dp-accounting``.

@@ -99,7 +99,8 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``init`` (None): a saved meta-initialisation to start from (its path without suffix, see :func:`meta.store.save_init`)
       instead of learning one; the arguments of meta-training then count for nothing;
     * ``local_epsilon`` (None): policies see what a device would send of its user under local differential privacy, see
-      :mod:`envs.local_release` (extra ``privacy``); ``local_directions`` (4): of the observation, that are sent;
+      :mod:`envs.local_release` (extra ``privacy``; needs ``observed_on="val"``); ``local_directions`` (4): of the observation,
+      that are sent;
     * ``memory`` (4.0): GB of frozen states that are kept of users who own their examples; results do not depend on it;
     * ``precision`` (``"float32"``): ``"bfloat16"`` adapts and measures in lower precision.
 
@@ -159,6 +160,10 @@ def modelled(
         raise ValueError(
             f"observed_on is the split that observations are standardised on, not {observed_on!r}. "
             f"{did_you_mean(observed_on, OBSERVED_ON)}"
+        )
+    if local_epsilon is not None and observed_on != "val":
+        raise ValueError(
+            "with local_epsilon nothing of train users may be in the scales of observations: give observed_on='val'."
         )
     folder = folder_of(users, backbone)
     start = time.perf_counter()

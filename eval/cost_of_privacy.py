@@ -2,8 +2,8 @@
 
 Learns a meta-initialisation and a gating policy from 10,000 simulated users, without privacy and under user-level budgets
 that both share, with the same rounds, users and rates, and measures them on test users nobody was chosen by; and beside these
-what val users alone teach, who are public, and where all the others begin. Everything is
-kept in ``--out``: what was measured is not measured again, and stopped runs go on.
+what val users alone teach, who are public and begin all the other rows' starts. Rows are kept in ``--out`` and starts in
+``$DSA_CACHE``: what was measured is not measured again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from backbones.threads import usable_cores
 from envs.modelled import scenario_from
 from envs.rules import Rules
 from envs.scenario import Scenario
-from eval.headline import write_between_markers
+from eval.headline import text_of, write_between_markers
 from meta.accountant import Accountant, BudgetError, Round, noise_for, usual_delta
 from meta.arguments import show_log
 from meta.inner import MetaInit
@@ -53,9 +53,12 @@ class Design:
         users: train users, simulated.
         placement, rank: of the adapters. Beside the model, what it makes of an image never changes and is kept, so that there
             can be many users in many rounds; and what is learned is smaller.
+        test_users: whom it is measured on.
         cost_weight: of the policy.
-        init: how the initialisation is learned; its clip.
-        policy: how the policy is learned; its clip.
+        init: how the initialisation is learned.
+        init_clip: norm of a user's update of it.
+        policy: how the policy is learned.
+        policy_clip: norm of a user's update of that.
     """
 
     users: int = 10_000
@@ -170,7 +173,7 @@ def table(found: dict[float, list[dict[str, Any]]]) -> str:
         cells = [*_account(epsilon, each), str(len(each)), f"{_mean(each, 'all_off', 'accuracy'):.3f}"]
         for name, what in (("all_on", "accuracy"), ("policy", "reward")):
             cells.append(f"{_mean(each, name, what):.3f}")
-            cells.append("-" if epsilon == OPEN or OPEN not in found else _shown(_to(each, found[OPEN], name, what)))
+            cells.append("-" if epsilon == OPEN or OPEN not in found else text_of(_to(each, found[OPEN], name, what)))
         cells.append(f"{np.mean([one['policy']['cost'] for one in each]):.2f}")
         cells.append(" ".join(str(one["masks"]) for one in each))
         lines.append("| " + " | ".join(cells) + " |")
@@ -196,10 +199,6 @@ def _to(each: list[dict[str, Any]], others: list[dict[str, Any]], name: str, wha
     return paired_difference(first, second)
 
 
-def _shown(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.cost_of_privacy", description=__doc__)
@@ -220,6 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     design = Design(users=args.users)
     try:
+        if args.seeds < 1 or len({*args.epsilon}) < len(args.epsilon) or not all(0 < e < OPEN for e in args.epsilon):
+            raise ValueError("give at least one seed, and epsilons above 0, each once; rows without one are there anyway.")
         found = rows(design, [OPEN, *args.epsilon, PUBLIC], range(args.seeds), args.out, make=not args.report)
         if not found[OPEN]:
             raise ValueError(f"{args.out} has no training without privacy to compare with yet; leave out --report.")

@@ -6,6 +6,7 @@ anybody. Runs that are finished are not repeated.
 """
 
 import argparse
+import csv
 import json
 import shlex
 import sys
@@ -35,13 +36,15 @@ def runs(epsilons: Sequence[float], seeds: int, folder: Path, env: str, weight: 
     for epsilon in epsilons:
         flags = [*extra] if epsilon == OPEN else [*extra, "--env-kwargs", f"local_epsilon:{epsilon:g}"]
         paths = [finished(folder / f"epsilon{epsilon:g}-seed{seed}", env, seed, weight, flags) for seed in range(seeds)]
-        found[epsilon] = [{**read_run(path)[0], "masks": _masks(path)} for path in paths]
+        found[epsilon] = [{**read_run(path)[0], "masks": _masks(path), "users": _users(path)} for path in paths]
     return found
 
 
 def rewards(found: Runs, epsilon: float, method: str = "ppo") -> list[NDArray[np.float64]]:
-    """Per seed ``[U]``."""
-    return across(found[epsilon], method, "reward")
+    """Per seed ``[U]``; or, where all seeds have the same users, one array of their means, so that nobody counts twice."""
+    each = across(found[epsilon], method, "reward")
+    same = len({tuple(run["users"]) for run in found[epsilon]}) == 1
+    return [np.mean(each, 0)] if same else each
 
 
 def to(found: Runs, epsilon: float, other: list[NDArray[np.float64]]) -> Interval:
@@ -84,6 +87,11 @@ def draw(found: Runs, path: Path) -> None:
     axes.set_ylabel("reward of test users")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _users(folder: Path) -> list[str]:
+    with (folder / "users.csv").open() as file:
+        return [row["user"] for row in csv.DictReader(file)]
 
 
 def _masks(folder: Path) -> int:

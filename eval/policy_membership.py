@@ -17,8 +17,8 @@ from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.attacks import Success, Values, rmia, success
 
-MASKS = 16
-"""M, at which rewards of a user are looked up: as many of each policy, as far as that goes."""
+MASKS = 8
+"""Of each policy, at which rewards of a user are looked up."""
 TOGETHER = 64
 
 
@@ -27,23 +27,23 @@ def expected_rewards(
 ) -> Values:
     """What each policy earns with each user in the mean, ``[K, U]``, which is what learning raises.
 
-    All policies are judged by the same masks, drawn from all of them in turn and weighted by importance: what they differ by is
-    them, not chance.
+    All policies are judged by the same masks, drawn from all of them in turn and weighted by importance, so that chance moves
+    them together.
 
     Args:
         policies: of one kind.
         scenario: whose users; rewards of train users are those on validation examples, as in learning.
         rules: that they were learned by, of one decision at one cost weight.
         users: positions ``[U]``.
-        masks: M.
+        masks: drawn of each policy; M is K times as many.
         seed: of the masks.
     """
     draw, found = torch.Generator().manual_seed(seed), []
     for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
         with torch.no_grad():
             logits = torch.stack([scorer(p)(scorer_features(p, scenario, rules, some))[..., 0] for p in policies])
-        by = torch.arange(masks) % len(policies)
-        drawn = torch.rand(masks, len(some), logits.shape[-1], generator=draw) < logits[by].sigmoid()
+        by = torch.arange(masks * len(policies)) % len(policies)
+        drawn = torch.rand(len(by), len(some), logits.shape[-1], generator=draw) < logits[by].sigmoid()
         likely = torch.stack([_log_chance(each, drawn) for each in logits])  # [K, M, U]
         weight = (likely - torch.logsumexp(likely, 0)).exp()
         earned = torch.from_numpy(mask_rewards(scenario, rules, some, drawn.transpose(0, 1).numpy())).T

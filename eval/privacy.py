@@ -34,6 +34,7 @@ from envs.modelled import scenario_from
 from envs.scenario import Scenario
 from eval.attacks import Success
 from eval.audit import Audit, audit
+from eval.headline import write_between_markers
 from eval.membership import example_membership, user_membership
 from eval.policy_membership import policy_membership
 from meta.accountant import BudgetError
@@ -50,6 +51,11 @@ ASKED, JUDGED, FEW, AUDITED = 1000, 500, 100, 2500
 """Members and non-members asked about, further users by whom RMIA judges, users of the overfitted run, canaries."""
 OVERFITTED, BY_HEART = 1200, 150
 """Outer steps of the overfitted initialisation, of 20 users each; and rounds of the overfitted policy, of all its users."""
+
+
+UNUSUAL = ("cost", "precision", "embedding", "local_epsilon")
+"""Arguments of an environment that attacks know nothing of."""
+BEGIN, END = "<!-- attacks -->", "<!-- end of attacks -->"
 
 
 class Attacked:
@@ -69,8 +75,14 @@ class Attacked:
         tensors, said = load_artefact(Path(kwargs.get("init") or run / "no-init"), KIND)
         if "privacy" not in said:
             raise ValueError(f"the initialisation of {run} was not learned in private; attack a run of agents.train_private.")
+        unusual = [name for name in UNUSUAL if name in kwargs]
+        if unusual:
+            raise ValueError(
+                f"runs with {' and '.join(unusual)} are not attacked: policies are asked as they usually see and pay."
+            )
         self.rules, self.run = config.rules, run
         self.privacy, self.account = Privacy(**said["privacy"]), account_of(said, str(run))
+        self.said = json.loads((run / "privacy.json").read_text())
         self.config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
         self.init, self.references = MetaInit.from_tensors(tensors), references
         known = further_arguments(kwargs)
@@ -120,16 +132,13 @@ class Attacked:
         return user_membership(self.data, init, references, range(members), others, population)
 
     def policy_attacks(self) -> dict[str, Success]:
-        """The same on the policy; nothing where it was learned from public users.
+        """The same on the policy, which was learned from train users' rewards.
 
         Raises:
             ArtefactError: if the policy is missing or damaged.
         """
-        said = json.loads((self.run / "privacy.json").read_text())
-        if said["on"] != "train":
-            return {}
-        plain = PrivateSettings(**said["settings"])
-        few = replace(plain, rounds=BY_HEART, users=FEW, hidden=128, entropy=0.0)
+        plain = PrivateSettings(**self.said["settings"])
+        few = replace(plain, rounds=BY_HEART, users=FEW, hidden=128, entropy=0.0, public_rounds=0)
         target = load_policy(self.run / "policy", self.people)[0]
         assert isinstance(target, GatingPolicy)
         references = [self.policy(plain, users, 1 + i) for i, users in enumerate(self.apart(self.users))]
@@ -138,6 +147,11 @@ class Attacked:
         references = [self.policy(few, users, 1 + i) for i, users in enumerate(self.apart(FEW))]
         found[f"overfitted to {FEW} users"] = self._taught(self.policy(few, range(FEW), 0), references, FEW)
         return found
+
+    @property
+    def taught_by_train_users(self) -> bool:
+        """Whether the policy's rewards were train users'."""
+        return self.said["on"] == "train"
 
     @cached_property
     def people(self) -> Scenario:
@@ -222,6 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m eval.privacy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a run of agents.train_private")
+    parser.add_argument("--write", type=Path, help="page with this table's markers to write it into as well")
     parser.add_argument("--references", type=int, default=4, help="reference trainings (default: 4)")
     parser.add_argument("--shadows", type=int, default=64, help="shadow adapters per user (default: 64)")
     parser.add_argument("--users", type=int, default=60, help="whose adapters are attacked (default: 60)")
@@ -239,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("attacks take at least 1 reference training, 4 shadow adapters and 1 user.")
         attacked = Attacked(args.run, args.references)
         audited, examples = attacked.audit(), attacked.example_attack(args.users, args.shadows)
-        users, policies = attacked.user_attacks(), attacked.policy_attacks()
+        users, policies = attacked.user_attacks(), attacked.policy_attacks() if attacked.taught_by_train_users else {}
         text = table(users, policies, examples, args.shadows, args.references, audited)
         print(text)
         facts: dict[str, Any] = {"examples": asdict(examples), "audit": asdict(audited)}
@@ -247,6 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
             facts[what] = {name: asdict(one) for name, one in found.items()}
         write_atomically(args.run / "attacks.json", json.dumps(facts, indent=1).encode())
         write_atomically(args.run / "attacks.md", (text + "\n").encode())
+        if args.write:
+            write_between_markers(args.write, text, BEGIN, END)
         drawn = {f"users, {name}": one for name, one in users.items()} | {f"policy, {n}": one for n, one in policies.items()}
         draw({**drawn, "examples, in adapters": examples}, args.run / "attacks.png")
     except (ValueError, ImportError, OSError, ArtefactError, BudgetError) as error:

@@ -5,8 +5,8 @@ by a patch (:mod:`meta.unlearning`), and by learning anew without them, which fo
 of those who stay (on validation examples) and of new people, with everything on, whether the attack still finds those who
 left, and the seconds.
 
-Settings of the patch were chosen on seeds that are not measured here. Everything is kept in ``--out``: what was measured is
-not measured again, and stopped runs go on.
+Settings of the patch were chosen on a seed that is not measured here. Seeds are kept in ``--out``: what was measured is not
+measured again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from agents.bootstrap import paired_difference
 from backbones.artefacts import ArtefactError, cache_key, write_atomically
 from backbones.threads import usable_cores
 from eval.attacks import Success, Values, rmia, success
-from eval.headline import write_between_markers
+from eval.headline import text_of, write_between_markers
 from eval.membership import log_likelihoods
 from meta.arguments import show_log
 from meta.inner import MetaInit, adapted_accuracy
@@ -53,6 +53,7 @@ class Design:
         users: that the start is overfitted to; leave: how many of them leave at once; groups: that leave, each on its own.
         others, judged, new: further people: who are asked about, by whom the attack judges, whose accuracy is measured.
         references: trainings on as many further people, for the attack.
+        placement, rank: of the adapters.
         learn: the start.
     """
 
@@ -166,8 +167,7 @@ def table(found: list[dict[str, Any]]) -> str:
         for who in ("stay", "new"):
             cells.append(f"{np.mean([users.mean() for users in _by_user(found, way, who)]):.3f}")
             difference = paired_difference(_by_user(found, way, who), _by_user(found, "learned anew", who))
-            shown = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-            cells.append("" if way == "learned anew" else shown)
+            cells.append("" if way == "learned anew" else text_of(difference))
         attack = attacked(found, way)
         cells.append(f"{attack.auc:.3f} [{attack.auc_ci95[0]:.3f}, {attack.auc_ci95[1]:.3f}]")
         cells.append(f"{attack.tpr:.3f} [{attack.tpr_ci95[0]:.3f}, {attack.tpr_ci95[1]:.3f}]")
@@ -214,6 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
+        if args.seeds < 1:
+            raise ValueError("give at least one seed.")
         text = table(seeds(Design(), args.seeds, args.out))
         print(text)
         if args.write:

@@ -39,7 +39,7 @@ def trainer_for(
     support, query = (data.part("train", role) for role in ("support", "query"))
     val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
     weights = None
-    if start is None and not exists(folder / CHECKPOINT):
+    if (config.public_steps or config.start_steps) and start is None and not exists(folder / CHECKPOINT):
         start, weights = begun(data, config)
     trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights, private)
     trainer.resume_if_possible()
@@ -69,6 +69,8 @@ def learned_init(
     facts = init_facts(data)
     if config.keep == "best" or config.shrink or config.public_steps:
         facts["val_users"] = data.population.fingerprint("val")
+    if config.public_steps:
+        facts["public"] = [PUBLIC_USERS, PUBLIC_RATE]
     if config.shrink:
         facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
         return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)

@@ -265,4 +265,4 @@ def check_covered(population: Population, privacy: Privacy, algorithm: str) -> N
             f"the population model of {population.name!r} is fitted on examples of people without noise: it is not covered. "
             "If these examples are public, say so (--public-model); else choose a backbone that brings its own classifier."
         )
-    check_duplicates(population, "train")
+    check_duplicates(population, "train", "val")

@@ -13,6 +13,8 @@ NAMES = {"model": "another population model", "train_users": "other train users"
 """How a fact that differs is put to the reader."""
 UNSAID = {"train_users": "unsaid: learned under differential privacy"}
 """What a private start says of its train users instead of their hash, against which a guess at their data could be checked."""
+TAKEN_OUT = {"train_users": "unsaid: users were taken out of it"}
+"""What a patched start says: who stays is known when their data is read again."""
 
 
 def init_facts(data: Prepared) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def load_init(path: Path, facts: Mapping[str, Any]) -> MetaInit:
         ArtefactError: if it is missing, damaged, or was made for something else; says what differs.
     """
     tensors, found = load_artefact(path, KIND)
-    told = [name for name in facts if found.get(name) != UNSAID.get(name, object())]
+    unsaid = [said[name] for said in (UNSAID, TAKEN_OUT) for name in said]
+    told = [name for name in facts if found.get(name) not in unsaid]
     wrong = [_difference(name, facts[name], found.get(name)) for name in told if found.get(name) != facts[name]]
     if wrong:
         raise ArtefactError(

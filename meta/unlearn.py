@@ -2,8 +2,8 @@
 
 ``PATH`` is an initialisation that train users, those who leave among them, were learned from; flags of the population and the
 backbone are those that it was learned with. Writes a patch (:mod:`meta.unlearning`) and the start with it beside one another;
-to undo, go back to ``PATH``. The start with the patch is for the population without those who left: delete their rows, then
-train the policy and enrol users on it. It says how val users fare before and after.
+to undo, go back to ``PATH``. Delete the rows of those who left, then train the policy and enrol users anew on the start with
+the patch: a policy that learned from their rewards remembers what it learned. It says how val users fare before and after.
 
 It is no guarantee of anything; learning with ``--private`` is one, and training anew without them forgets for certain.
 """
@@ -11,7 +11,7 @@ It is no guarantee of anything; learning with ``--private`` is one, and training
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.prepare import folder_of, prepared
 from meta.store import KIND as INIT
-from meta.store import init_facts, load_init, plain, save_init
+from meta.store import TAKEN_OUT, init_facts, load_init, plain, save_init
 from meta.train import check, report
 from meta.trainer import MetaConfig
 from meta.unlearning import KIND, Unlearning, unlearned
@@ -77,12 +77,12 @@ def main(arguments: list[str] | None = None) -> None:
         data = prepared(*names, args.rank, args.seed, before.parent, more, gates=gates)  # its model is kept there
         init, said = load_init(before, init_facts(data)), load_artefact(before, INIT)[1]
         after, path = forgotten(data, init, said, args.forget, how, args.out or before.parent)
-    except (ValueError, OSError, FloatingPointError, ArtefactError) as error:
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     for when, start in (("before", init), ("after", after)):
         print(f"{when}: ", end="")
         report(data, start)
-    print(f"Meta-initialisation without {len(args.forget)} users: {path}\nTo undo: {before}")
+    print(f"Meta-initialisation without {len({*args.forget})} users: {path}\nTo undo: {before}")
     print(f"What was computed of their examples is kept in {before.parent} and in {folder_of(*names[:2])}: delete `features-*`")
     print("and `answers-*` there with their rows.")
 
@@ -102,20 +102,24 @@ def forgotten(
 
     Raises:
         ValueError: if somebody is no train user, or hardly anybody stays.
-        ArtefactError: for a start that is private: it needs no patch, and rounds without noise would end the guarantee.
+        ArtefactError: for a start that is private: it needs no patch, and rounds without noise would end the guarantee; or
+            one whose weights were never learned.
     """
     if "accountant" in said:
         raise ArtefactError(
             "this initialisation was learned in private: that somebody took part hardly shows in it, and a patch learned "
             "without noise would end that guarantee. Go on with it as it is, or learn anew without those who leave."
         )
+    if said.get("neutral") or said.get("random_start"):
+        raise ArtefactError(
+            "this initialisation's weights, or their outputs, were never learned: there is nothing in them to patch."
+        )
     stay = staying(data, ids)
     config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
     support, query = (Part(data, "train", role, torch.tensor(stay)) for role in ("support", "query"))
     patch = unlearned(data.pathways, init, support, query, config, how)
     after = patch.added_to(init)
-    left = replace(data.population, train=tuple(data.population.train[place] for place in stay))
-    facts = {**said, "train_users": left.fingerprint("train"), FORGOTTEN: said.get(FORGOTTEN, 0) + len({*ids})}
+    facts = {**said, **TAKEN_OUT, FORGOTTEN: said.get(FORGOTTEN, 0) + len({*ids})}
     key = cache_key(start=hash_tensors(init.tensors()), patch=hash_tensors(patch.tensors()))
     save_artefact(folder / f"patch-{key}", KIND, patch.tensors(), {"start": hash_tensors(init.tensors()), **asdict(how)})
     save_init(folder / f"unlearned-{key}", after, facts)
@@ -130,7 +134,7 @@ def staying(data: Prepared, ids: Sequence[str]) -> list[int]:
     for name in ids:
         if name not in train:
             close = get_close_matches(name, train, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "others have left nothing in the initialisation."
+            hint = f"did you mean {close[0]!r}?" if close else "a patch takes out train users alone."
             raise ValueError(f"{name!r} is no train user of {data.population.name!r}; {hint}")
     gone = {*ids}
     stay = [place for place, name in enumerate(train) if name not in gone]

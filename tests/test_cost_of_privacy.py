@@ -89,3 +89,9 @@ def test_a_row_is_measured_on_test_users(epsilon):
     if found["account"]:
         parts = {kind.part: count for kind, count in Accountant.of(found["account"]).rounds.items()}
         assert parts == {"meta-initialisation": 2, "policy": 2}
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--epsilon", "0"], ["--epsilon", "inf"], ["--epsilon", "3", "3"]])
+def test_rows_that_make_no_sense_are_refused(wrong, tmp_path):
+    with pytest.raises(SystemExit, match="at least one seed, and epsilons above 0"):
+        cost_of_privacy.main([*wrong, "--out", str(tmp_path)])

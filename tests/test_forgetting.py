@@ -1,15 +1,16 @@
 """Who is forgotten is gone: from files, from memory, from answers; and who comes back starts where everybody starts."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 import worlds
 
+from backbones.artefacts import cache_root
 from envs.rules import Rules
 from serving import Personaliser, UnknownUserError
+from serving.examples import Shelf
 from serving.records import PRECISIONS
+from users.base import Examples
 
 RUN = 16
 """Bytes in a row that must not be left."""
@@ -43,15 +44,19 @@ def told(user):
     return (user.support.inputs, user.support.labels), (user.query.inputs[:4], user.query.labels[:4])
 
 
+def content_of(folder) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def lively(service, name, user):
-    """Everything that leaves traces: enrolling, answering, changing, enrolling again."""
+    """Everything that leaves traces: enrolling, answering, changing, enrolling again. Returns the records that there were."""
     support, more = told(user)
-    service.enroll(name, *support)
-    service.predict([name] * 4, more[0])
-    service.update(name, *more)
-    service.predict([name] * 4, more[0])
-    service.enroll(name, *support)
-    service.predict([name] * 4, more[0])
+    records = []
+    for change, shown in ((service.enroll, support), (service.update, more), (service.enroll, support)):
+        change(name, *shown)
+        service.predict([name] * 4, more[0])
+        records.append(service._store.get(name))
+    return records
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -60,10 +65,10 @@ def test_nothing_of_the_forgotten_is_left_in_any_file_or_in_memory(scenario, tmp
     ann, bob = scenario.data.population.train[:2]
     with serve(scenario, tmp_path / "with", keep=100, precision=precision) as service:
         service.enroll("bob", *told(bob)[0])
-        lively(service, "ann-the-forgotten", ann)
-        record = service._store.get("ann-the-forgotten")
+        records = lively(service, "ann-the-forgotten", ann)
         weights, _ = service._slots.take(["ann-the-forgotten"])
-        assert b"ann-the-forgotten" in on_disk(tmp_path / "with")
+        there = on_disk(tmp_path / "with")
+        assert b"ann-the-forgotten" in there
         assert service.forget("ann-the-forgotten") == 1
         with pytest.raises(UnknownUserError):
             service.predict(["ann-the-forgotten"], told(ann)[0][0][:1])
@@ -76,9 +81,10 @@ def test_nothing_of_the_forgotten_is_left_in_any_file_or_in_memory(scenario, tmp
     with serve(scenario, tmp_path / "without", keep=100, precision=precision) as service:
         service.enroll("bob", *told(bob)[0])
         others = on_disk(tmp_path / "without")
-    hers = runs(record) - runs(others)  # zeros and the like are everybody's
-    examples = runs(told(ann)[0][0].numpy().tobytes()) - runs(others)
-    assert len(hers) > 100 and not hers & runs(left) and not examples & runs(left)
+    hers = set().union(*map(runs, records)) - runs(others)  # zeros and the like are everybody's
+    examples = runs(Shelf(100).pack(Examples(*told(ann)[0]))) - runs(others)
+    assert len(hers & runs(there)) > 100 and len(examples & runs(there)) > 100, "they were there"
+    assert not hers & runs(left) and not examples & runs(left)
 
 
 def test_who_comes_back_gets_the_very_bytes_of_somebody_who_was_never_there(scenario, tmp_path):
@@ -98,10 +104,11 @@ def test_who_comes_back_gets_the_very_bytes_of_somebody_who_was_never_there(scen
 def test_serving_writes_nothing_anywhere_else(scenario, tmp_path, monkeypatch):
     """Neither caches of observations nor of answers know of somebody who was enrolled."""
     user = scenario.data.population.train[3]
-    monkeypatch.setenv("DSA_CACHE", str(tmp_path / "cache"))
-    known = scenario.look.known.copy()
-    with serve(replace(scenario), tmp_path / "store", keep=10) as service:
+    known, cached = scenario.look.known.copy(), content_of(cache_root())
+    monkeypatch.chdir(tmp_path)
+    with serve(scenario, tmp_path / "store", keep=10) as service:
         lively(service, "ann", user)
+    assert content_of(cache_root()) == cached and cached
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert {path.name.split("-")[0] for path in (tmp_path / "store").iterdir()} == {"users.db"}
     np.testing.assert_array_equal(scenario.look.known, known)

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 
 from eval import local_privacy
-from eval.local_privacy import BEGIN, END, OPEN, draw, table
+from eval.local_privacy import BEGIN, END, OPEN, draw, rewards, table
 
 
-def run(ppo, masks=5):
+def run(ppo, masks=5, seed=0):
     users = np.linspace(0.2, 0.8, 30)
-    return {"ppo": {"reward": users + ppo}, "best_static": {"reward": users}, "masks": masks}
+    names = [f"{seed}-{n}" for n in range(30)]
+    return {"ppo": {"reward": users + ppo}, "best_static": {"reward": users}, "masks": masks, "users": names}
 
 
-FOUND = {OPEN: [run(0.1), run(0.12)], 10.0: [run(0.06), run(0.08, 3)], 1.0: [run(0.0, 1), run(-0.02, 1)]}
+FOUND = {
+    OPEN: [run(0.1), run(0.12, seed=1)],
+    10.0: [run(0.06), run(0.08, 3, 1)],
+    1.0: [run(0.0, 1), run(-0.02, 1, 1)],
+}
 
 
 def test_every_epsilon_is_held_against_no_noise_and_against_seeing_nothing():
@@ -23,6 +28,13 @@ def test_every_epsilon_is_held_against_no_noise_and_against_seeing_nothing():
     assert rows[1] == "| 10 | 0.570 | -0.040 [-0.040, -0.040] | +0.070 [+0.070, +0.070] | 5 3 |"
     assert rows[2].startswith("| 1 | 0.490 | -0.120") and rows[2].endswith("| -0.010 [-0.010, -0.010] | 1 1 |")
     assert rows[3] == "| the best static mask | 0.500 | -0.110 [-0.110, -0.110] | - | 1 |"
+
+
+def test_users_whom_all_seeds_share_count_once():
+    assert [len(each) for each in rewards(FOUND, OPEN)] == [30, 30]
+    shared = {OPEN: [run(0.1), run(0.2)]}
+    (only,) = rewards(shared, OPEN)
+    np.testing.assert_allclose(only, np.linspace(0.2, 0.8, 30) + 0.15)
 
 
 def test_the_picture_is_drawn(tmp_path):

@@ -10,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from scipy.stats import norm
 
 from envs.local_release import DELTA, LocalRelease, released
+from envs.rules import Rules
 from envs.scenario import load_scenario
 from envs.statistics import STANDARDISED
 from eval.world import World
@@ -86,6 +87,8 @@ def test_experiments_can_be_repeated_whoever_is_looked_at_first(table):
 def test_nobody_is_looked_at_twice(table):
     sent = released(table, 4.0)
     with pytest.raises(ValueError, match="sent once: play with rounds=1"):
+        Rules(0.1, rounds=2).core(sent, slots=2)
+    with pytest.raises(ValueError, match="sent once: play with rounds=1"):
         sent.observe(np.array([0]), np.ones((1, 1, len(table.pathways)), bool))
 
 
@@ -104,6 +107,7 @@ def test_the_environment_takes_it_as_arguments():
     [
         ({"epsilon": 0.0}, "local_epsilon must be"),
         ({"epsilon": float("inf")}, "local_epsilon must be"),
+        ({"epsilon": float("nan")}, "local_epsilon must be"),
         ({"epsilon": 1.0, "delta": 0.0}, "delta of a local release"),
         ({"epsilon": 1.0, "directions": 0}, "local_directions must be 1 to"),
         ({"epsilon": 1.0, "directions": 10_000}, "local_directions must be 1 to"),
@@ -120,21 +124,24 @@ def test_toy_problems_have_nothing_to_send():
         released(replace(planted, statistics=np.zeros((*planted.statistics.shape[:2], 2), np.float32)), 1.0)
 
 
+def test_train_users_are_not_in_the_scales_of_what_is_sent():
+    with pytest.raises(ValueError, match="observed_on='val'"):
+        worlds.scenario("dsa/DigitsResNet-v0", local_epsilon=1.0)
+
+
 def test_rivals_that_see_examples_are_not_measured_beside_it():
-    scenario = worlds.scenario("dsa/DigitsResNet-v0", local_epsilon=1.0)
+    scenario = worlds.scenario("dsa/DigitsResNet-v0", local_epsilon=1.0, observed_on="val")
     with pytest.raises(ValueError, match="leave out local_epsilon"):
         World.of(scenario, "dsa/DigitsResNet-v0", {}, 0, None)
 
 
 def test_served_users_are_shown_to_the_policy_as_devices_send_them(tmp_path):
-    scenario, seen = worlds.scenario("dsa/DigitsResNet-v0", local_epsilon=1.0), []
+    scenario, seen = worlds.scenario("dsa/DigitsResNet-v0", local_epsilon=1.0, observed_on="val"), []
 
     class Looking:
         def predict(self, observation, deterministic):
             seen.append(observation["user"].copy())
             return np.ones((len(observation["user"]), len(scenario.pathways)), bool), None
-
-    from envs.rules import Rules
 
     user = scenario.data.population.train[0]
     with Personaliser(scenario, Looking(), Rules(0.1), tmp_path / "users.db") as service:

@@ -76,7 +76,7 @@ def test_expected_rewards_are_those_of_each_policys_own_masks():
     planted = load_scenario("planted")
     rules, users = Rules(0.1), planted.users("val")[:6]
     policies = [new_policy(planted, rules, PrivateSettings(hidden=8), seed) for seed in range(2)]
-    found = expected_rewards(policies, planted, rules, users, masks=4000)
+    found = expected_rewards(policies, planted, rules, users, masks=2000)
     for policy, mine in zip(policies, found, strict=True):
         chance = scorer(policy)(scorer_features(policy, planted, rules, users))[..., 0].sigmoid().detach().numpy()
         masks = np.random.default_rng(1).random((6, 4000, chance.shape[1])) < chance[:, None]

@@ -459,8 +459,10 @@ def test_one_person_under_two_ids_is_found_whatever_the_order_and_the_roles():
     nearly = User("bob", Examples(ann.support.inputs, 1 - ann.support.labels), ann.validation, ann.query)
     people = Population("p", 2, [ann, nearly, again], [person("v")], [person("t")])
     assert [*duplicates(people, "train")] == [("ann", "ann2")]
-    with pytest.raises(ValueError, match=r"1 train users have exactly the examples of another \('ann' and 'ann2'\)"):
+    with pytest.raises(ValueError, match=r"1 train or val users have exactly the examples of another \('ann' and 'ann2'\)"):
         check_covered(people, Privacy(), "fomaml")
+    with pytest.raises(ValueError, match=r"\('ann' and 'ann2'\).* and none for whoever is a val user too"):
+        check_covered(replace(people, train=[ann, nearly], val=[again]), Privacy(), "fomaml")
 
 
 def test_the_command_prints_what_was_spent(tmp_path, capsys):

@@ -12,6 +12,8 @@ from meta import train, unlearn
 from meta.inner import MetaInit, adapt, adapted
 from meta.store import KIND, load_init
 from meta.unlearning import Patch, Unlearning, patchable, sensitivity, unlearned
+from users.batch import Prepared
+from users.digits import digits_population
 
 HOW = Unlearning(share=0.5, density=0.25, fresh=0.0, steps=5, users=4, rate=0.1)
 
@@ -138,9 +140,10 @@ def test_the_command_writes_a_start_for_the_population_without_those_who_left(st
     assert said["forgotten"] == 2 and not any("train-3" in path.read_text() for path in tmp_path.glob("*.json"))
     assert [path.read_bytes() for path in sorted(start.parent.glob("meta-*"))] == before, "to undo, go back to it"
     old = load_artefact(start.with_suffix(""), KIND)[1]
-    assert said["train_users"] != old["train_users"]
-    with pytest.raises(ArtefactError, match="other train users"):
-        load_init(new, {"train_users": old["train_users"]})
+    assert old["train_users"] not in new.with_suffix(".json").read_text()
+    load_init(new, {"train_users": "of those who stay", "model": old["model"]})  # as they are read without the others
+    with pytest.raises(ArtefactError, match="another population model"):
+        load_init(new, {"model": "other"})
     patch = Patch.from_tensors(load_artefact(next(tmp_path.glob("patch-*.json")).with_suffix(""), unlearn.KIND)[0])
     again = patch.added_to(load_init(start.with_suffix(""), {}))
     assert same(again, load_init(new, {}))
@@ -151,7 +154,7 @@ def test_the_command_writes_a_start_for_the_population_without_those_who_left(st
     [
         (["trian-3"], "'trian-3' is no train user of 'digits'; did you mean 'train-3'"),
         (["val-0"], "'val-0' is no train user"),
-        (["?"], "have left nothing"),
+        (["?"], "train users alone"),
         ([f"train-{n}" for n in range(11)], "1 of 12 train users would stay"),
     ],
 )
@@ -165,10 +168,16 @@ def test_a_private_start_needs_no_patch(world, knowing, tmp_path):
         unlearn.forgotten(world, knowing, {"accountant": {}}, ["train0"], HOW, tmp_path)
 
 
-def test_nobody_leaves_a_simulation(start):
-    flags = [flag.replace("train_users:12", "train_users:6000") for flag in SMALL]
-    with pytest.raises(SystemExit, match=r"of other train users|simulated"):
-        unlearn.main(["--init", str(start), *flags, "--forget", "train-3"])
+def test_nobody_leaves_a_simulation(world):
+    people = Prepared(world.pathways, digits_population(0, train_users=6000, val_users=3, test_users=3))
+    with pytest.raises(ValueError, match="simulated when they are asked for"):
+        unlearn.staying(people, ["train-3"])
+
+
+@pytest.mark.parametrize("how", ["neutral", "random_start"])
+def test_what_was_never_learned_is_not_patched(world, knowing, tmp_path, how):
+    with pytest.raises(ArtefactError, match="never learned"):
+        unlearn.forgotten(world, knowing, {how: True}, ["train0"], HOW, tmp_path)
 
 
 def test_patches_are_the_same_for_the_same_seed(world, knowing):

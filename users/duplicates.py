@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ SHOWN = 3
 """Pairs that an error names."""
 
 
-def duplicates(population: Population, split: str) -> Iterator[tuple[str, str]]:
-    """Pairs of users of a split who have exactly the same examples, in whatever roles and order."""
+def duplicates(population: Population, *splits: str) -> Iterator[tuple[str, str]]:
+    """Pairs of users of some splits who have exactly the same examples, in whatever roles and order."""
     seen: dict[bytes, str] = {}
-    users = getattr(population, split)
-    for user in tqdm(users, desc="looking for users with the same examples", unit="user", disable=len(users) < 2_000):
+    each, total = [getattr(population, split) for split in splits], sum(len(getattr(population, split)) for split in splits)
+    bar = tqdm(chain(*each), desc="looking for users with the same examples", unit="user", total=total, disable=total < 2_000)
+    for user in bar:
         known = seen.setdefault(content(user), user.user_id)
         if known != user.user_id:
             yield known, user.user_id
@@ -35,15 +37,15 @@ def _row(item: Tensor, label: Tensor) -> bytes:
     return hashlib.sha256(both).digest()
 
 
-def check_duplicates(population: Population, split: str) -> None:
-    """Raise ``ValueError`` if users of a split have exactly the same examples; names some.
+def check_duplicates(population: Population, *splits: str) -> None:
+    """Raise ``ValueError`` if users of some splits have exactly the same examples; names some.
 
     Somebody with two ids and other examples under each looks like two people: whoever loads them must join them.
     """
-    found = list(duplicates(population, split))
+    found = list(duplicates(population, *splits))
     if found:
         named = ", ".join(f"{first!r} and {second!r}" for first, second in found[:SHOWN])
         raise ValueError(
-            f"{len(found)} {split} users have exactly the examples of another ({named}): a guarantee for each id is half of "
-            "one for the person behind two. Join them into one user."
+            f"{len(found)} {' or '.join(splits)} users have exactly the examples of another ({named}): a guarantee for each id is "
+            "half of one for the person behind two, and none for whoever is a val user too. Join them into one user."
         )
