@@ -46,6 +46,6 @@ def check_duplicates(population: Population, *splits: str) -> None:
     if found:
         named = ", ".join(f"{first!r} and {second!r}" for first, second in found[:SHOWN])
         raise ValueError(
-            f"{len(found)} {' or '.join(splits)} users have exactly the examples of another ({named}): a guarantee for each id is "
-            "half of one for the person behind two, and none for whoever is a val user too. Join them into one user."
+            f"{len(found)} {' or '.join(splits)} users have exactly the examples of another ({named}): a guarantee for each id "
+            "is half of one for the person behind two, and none for whoever is a val user too. Join them into one user."
         )
