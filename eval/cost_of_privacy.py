@@ -59,6 +59,7 @@ class Design:
         init_clip: norm of a user's update of it.
         policy: how the policy is learned.
         policy_clip: norm of a user's update of that.
+        more: further arguments of population and backbone.
     """
 
     users: int = 10_000
@@ -74,10 +75,11 @@ class Design:
         default_factory=lambda: PrivateSettings(rounds=60, users=400, masks=8, rate=5e-3, public_rounds=150)
     )
     policy_clip: float = 0.1
+    more: dict[str, Any] = field(default_factory=dict)
 
     def population(self) -> dict[str, Any]:
         """Arguments of the population."""
-        return {"train_users": self.users, "test_users": self.test_users}
+        return {"train_users": self.users, "test_users": self.test_users, **self.more}
 
     def noise(self, epsilon: float) -> float:
         """For both parts, so that together they spend the budget."""

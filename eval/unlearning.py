@@ -55,6 +55,7 @@ class Design:
         references: trainings on as many further people, for the attack.
         placement, rank: of the adapters.
         learn: the start.
+        more: further arguments of population and backbone.
     """
 
     users: int = 100
@@ -67,6 +68,7 @@ class Design:
     placement: str = "side"
     rank: int = 16
     learn: MetaConfig = field(default_factory=lambda: MetaConfig(steps=1200, users=20))
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class World:
@@ -77,7 +79,7 @@ class World:
         self.others = range(design.users, design.users + design.others)
         self.judged = range(self.others.stop, self.others.stop + design.judged)
         apart = self.judged.stop
-        more = {"train_users": apart + design.references * design.users, "test_users": design.new}
+        more = {**design.more, "train_users": apart + design.references * design.users, "test_users": design.new}
         where = "digits", "resnet-small"
         self.data: Prepared = prepared(*where, design.placement, design.rank, seed, folder_of(*where), more)
         chunks = [range(apart + i * design.users, apart + (i + 1) * design.users) for i in range(design.references)]

@@ -81,7 +81,7 @@ def test_a_row_is_measured_on_test_users(epsilon):
         "init": MetaConfig(steps=2, users=6, inner_steps=1, public_steps=2),
         "policy": PrivateSettings(rounds=2, users=6, masks=2, public_rounds=2),
     }
-    design = Design(users=12, test_users=5, rank=2, **settings)
+    design = Design(users=12, test_users=5, rank=2, more={"pretrain_epochs": 1}, **settings)
     found = row(design, people(design, 0), epsilon, 0)
     assert {len(found[name]["reward"]) for name in cost_of_privacy.NAMES} == {5}
     assert found["all_on"]["cost"] == 1 and found["all_off"]["cost"] == 0

@@ -13,7 +13,7 @@ from meta.unlearning import Unlearning
 
 SMALL = Design(
     users=6, leave=2, groups=2, others=100, judged=4, new=3, references=1, rank=2,
-    learn=MetaConfig(steps=2, users=3),
+    learn=MetaConfig(steps=2, users=3), more={"pretrain_epochs": 1},
 )  # fmt: skip
 
 
