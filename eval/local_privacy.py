@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.bootstrap import Interval, paired_difference
 from backbones.artefacts import ArtefactError
-from backbones.threads import usable_cores
 from envs.local_release import DELTA
 from eval.headline import across, finished, read_run, text_of, write_between_markers
 
@@ -119,7 +117,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="page with this table's markers to write it into")
     parser.add_argument("--figure", type=Path, help="where to draw reward against epsilon (needs the extra plot)")
     args, extra = parser.parse_known_args(arguments)
-    torch.set_num_threads(usable_cores())
     try:
         if args.seeds < 1 or any(not epsilon > 0 for epsilon in args.epsilon):
             raise ValueError("give at least one seed, and epsilons above 0.")

@@ -42,7 +42,7 @@ def test_a_report_measures_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(cost_of_privacy, "row", None)
     assert rows(Design(), [OPEN, 3.0], range(2), tmp_path, make=False) == {OPEN: [], 3.0: []}
     with pytest.raises(SystemExit, match="no training without privacy to compare with yet"):
-        cost_of_privacy.main(["--out", str(tmp_path), "--report"])
+        cost_of_privacy.main(["--out", str(tmp_path), "--report", "--num-threads", "1"])
 
 
 def test_rows_are_made_once_and_read_again(tmp_path, monkeypatch):
@@ -94,4 +94,4 @@ def test_a_row_is_measured_on_test_users(epsilon):
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--epsilon", "0"], ["--epsilon", "inf"], ["--epsilon", "3", "3"]])
 def test_rows_that_make_no_sense_are_refused(wrong, tmp_path):
     with pytest.raises(SystemExit, match="at least one seed, and epsilons above 0"):
-        cost_of_privacy.main([*wrong, "--out", str(tmp_path)])
+        cost_of_privacy.main([*wrong, "--out", str(tmp_path), "--num-threads", "1"])

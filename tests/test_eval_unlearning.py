@@ -63,6 +63,8 @@ def test_the_command_writes_its_table(tmp_path, monkeypatch, capsys):
     unlearning.main(["--seeds", "2", "--out", str(tmp_path / "out"), "--write", str(page), "--num-threads", "1"])
     assert "| learned anew | 0.500" in page.read_text() and "| learned anew | 0.500" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no-such-page"):
-        unlearning.main(["--seeds", "1", "--out", str(tmp_path / "out"), "--write", str(tmp_path / "no-such-page")])
+        unlearning.main(
+            ["--seeds", "1", "--out", str(tmp_path / "out"), "--write", str(tmp_path / "no-such-page"), "--num-threads", "1"]
+        )
     with pytest.raises(SystemExit, match="at least one seed"):
-        unlearning.main(["--seeds", "0", "--out", str(tmp_path / "out")])
+        unlearning.main(["--seeds", "0", "--out", str(tmp_path / "out"), "--num-threads", "1"])
