@@ -83,6 +83,8 @@ class Attacked:
         self.rules, self.run = config.rules, run
         self.privacy, self.account = Privacy(**said["privacy"]), account_of(said, str(run))
         self.said = json.loads((run / "privacy.json").read_text())
+        if "settings" not in self.said:
+            raise ValueError(f"{run / 'privacy.json'} does not say how the policy was learned: run agents.train_private again.")
         self.config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
         self.init, self.references = MetaInit.from_tensors(tensors), references
         known = further_arguments(kwargs)

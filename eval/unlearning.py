@@ -37,8 +37,8 @@ from users.batch import Part, Prepared
 
 BEGIN, END = "<!-- unlearning -->", "<!-- end of unlearning -->"
 PATCHES = {
-    "patched": Unlearning(steps=110, users=20),
-    "patched, sparse": Unlearning(share=0.5, density=0.5, fresh=0.0, steps=110, users=20),
+    "patched": Unlearning(),
+    "patched, sparse": Unlearning(share=0.5, density=0.5, fresh=0.0),
 }
 WAYS = ("nobody left", "learned anew", *PATCHES)
 FIRST_SEED = 200
