@@ -355,12 +355,13 @@ def test_a_run_is_evaluated_from_the_command_line(copy, capsys):
     assert "| best_static |" in capsys.readouterr().out
 
 
-def test_the_seed_goes_to_scenarios_that_take_one():
+def test_the_seed_goes_to_scenarios_that_take_one(monkeypatch):
     settings = hyperparameters("dsa/Planted-v0", [])
     ppo = {name: settings.pop(name) for name in PPO_SETTINGS & settings.keys()}
-    for env, arguments in (("dsa/Planted-v0", {"seed": 7}), ("dsa/Tabular-v0", {})):
-        config = RunConfig(env=env, seed=7, cost_weight=0.1, ppo=ppo, **settings)
-        assert config.scenario_arguments()[1] == arguments
+    config = RunConfig(env="dsa/Planted-v0", seed=7, cost_weight=0.1, ppo=ppo, **settings)
+    assert config.scenario_arguments()[1] == {"seed": 7}
+    monkeypatch.setattr("agents.run.builder_of", lambda name: lambda users=32: planted(0, users))
+    assert config.scenario_arguments()[1] == {}
 
 
 # Several rounds.
