@@ -97,6 +97,7 @@ class PathwayStatistics:
             found.append(self._raw(support.rows(rows), mine, on))
         return Raw.cat(found)
 
+    @torch.enable_grad()  # whoever asks first may do so under no_grad; gradients are part of what is observed
     def _raw(self, support: Batch, weights: Weights, gates: Tensor) -> Raw:
         users, names = len(support), self.pathways.num_pathways
         parts, shares = _parts(support)

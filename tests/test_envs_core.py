@@ -607,6 +607,16 @@ def test_statistics_of_a_user_are_the_same_alone_or_in_a_batch(live):
         np.testing.assert_allclose(alone[0], together[row], atol=2e-3)
 
 
+def test_statistics_hold_gradients_whoever_asks(live):
+    """Users of an open-ended population are observed when a policy is asked, which may be under no_grad."""
+    statistics, support = fitted(live), live.batch("test", "support")
+    expected = statistics.observe(statistics.raw(support))
+    with torch.no_grad():
+        found = statistics.observe(statistics.raw(support))
+    assert torch.equal(found, expected) and not found.requires_grad
+    assert (statistics.raw(support).gradient_norm > 0).all()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 20])
 def test_statistics_of_a_user_with_few_examples_are_finite_and_do_not_depend_on_padding(live, size):
     statistics = fitted(live)
