@@ -31,7 +31,7 @@ from eval.headline import text_of, write_between_markers
 from meta.accountant import Accountant, BudgetError, Round, noise_for, usual_delta
 from meta.arguments import show_log
 from meta.inner import MetaInit
-from meta.learned import begun, learned_init
+from meta.learned import learned_init, public_start
 from meta.prepare import folder_of, prepared
 from meta.private import Privacy, PrivateRounds
 from meta.store import KIND
@@ -124,10 +124,7 @@ def start(design: Design, data: Prepared, epsilon: float, seed: int) -> tuple[Me
     """Where adapters start in a row, and what that has spent."""
     learn = replace(design.init, seed=seed)
     if epsilon == PUBLIC:
-        init = begun(data, learn)[0]
-        if init is None:
-            raise ValueError("without public_steps there is no start that val users alone have taught.")
-        return init, {}
+        return public_start(data, learn, folder_of(*WHERE)), {}
     path = learned_init(data, learn, folder_of(*WHERE), privacy=design.promise(epsilon, design.init_clip, seed))
     tensors, said = load_artefact(path, KIND)
     return MetaInit.from_tensors(tensors), Accountant.of(said["accountant"]).rounds if epsilon != OPEN else {}

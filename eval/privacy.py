@@ -107,7 +107,7 @@ class Attacked:
 
         def train() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             support, query = (Part(data, "train", role, torch.tensor(users)) for role in ("support", "query"))
-            start, weights = begun(data, config)
+            start, weights = begun(data, config, self.folder)
             return MetaTrainer(data.pathways, support, query, config, start=start, weights=weights).run().tensors(), facts
 
         return MetaInit.from_tensors(load_or_make(path, "attacked initialisation", train)[0])

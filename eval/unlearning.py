@@ -1,9 +1,9 @@
 """What unlearning leaves behind: ``python -m eval.unlearning --out runs/unlearning --write docs/privacy.md``.
 
 A meta-initialisation is overfitted to a few simulated users, so that the attack on who took part bites. Some of them leave:
-by a patch (:mod:`meta.unlearning`), and by learning anew without them, which forgets for certain. Measured are the accuracy
-of those who stay (on validation examples) and of new people, with everything on, whether the attack still finds those who
-left, and the seconds.
+by a patch (:mod:`meta.unlearning`), and by learning anew without them, which forgets for certain. Beside these stands what val
+users alone teach, beforehand, from which a patch begins. Measured are the accuracy of those who stay (on validation examples)
+and of new people, with everything on, whether the attack still finds those who left, and the seconds.
 
 Settings of the patch were chosen on a seed that is not measured here. Seeds are kept in ``--out``: what was measured is not
 measured again.
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from eval.headline import text_of, write_between_markers
 from eval.membership import log_likelihoods
 from meta.arguments import show_log
 from meta.inner import MetaInit, adapted_accuracy
+from meta.learned import public_start
 from meta.prepare import folder_of, prepared
 from meta.trainer import MetaConfig, MetaTrainer
 from meta.unlearning import Unlearning, unlearned
@@ -38,10 +40,12 @@ from users.batch import Part, Prepared
 BEGIN, END = "<!-- unlearning -->", "<!-- end of unlearning -->"
 PATCHES = {
     "patched": Unlearning(),
-    "patched, sparse": Unlearning(share=0.5, density=0.5, fresh=0.0),
+    "patched, from a random start": Unlearning(public_steps=0, fresh=0.6, rate=5e-2),
+    "patched, sparse": Unlearning(share=0.5, density=0.5, fresh=0.0, rate=5e-2),
 }
-WAYS = ("nobody left", "learned anew", *PATCHES)
-FIRST_SEED = 200
+PUBLIC = "public users alone"
+WAYS = ("nobody left", "learned anew", PUBLIC, *PATCHES)
+FIRST_SEED = 300
 """Seeds below were used in choosing settings."""
 
 
@@ -55,6 +59,7 @@ class Design:
         references: trainings on as many further people, for the attack.
         placement, rank: of the adapters.
         learn: the start.
+        public_steps: in which val users teach where a patch begins.
         more: further arguments of population and backbone.
     """
 
@@ -68,6 +73,7 @@ class Design:
     placement: str = "side"
     rank: int = 16
     learn: MetaConfig = field(default_factory=lambda: MetaConfig(steps=1200, users=20))
+    public_steps: int = Unlearning().public_steps
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,6 +90,9 @@ class World:
         self.data: Prepared = prepared(*where, design.placement, design.rank, seed, folder_of(*where), more)
         chunks = [range(apart + i * design.users, apart + (i + 1) * design.users) for i in range(design.references)]
         self.references = [self.learned(chunk, 1 + i) for i, chunk in enumerate(chunks)]
+        start = time.perf_counter()
+        self.public = self.taught_by_val_users()
+        self.public_seconds = time.perf_counter() - start
         self.judged_by, self.others_by = (self.by_references(some) for some in (self.judged, self.others))
 
     def parts(self, users: Sequence[int], split: str = "train", role: str = "query") -> tuple[Part, Part]:
@@ -96,10 +105,16 @@ class World:
         config = replace(self.design.learn, seed=self.seed * 1000 + number)
         return MetaTrainer(self.data.pathways, *self.parts(users), config).run()
 
+    def taught_by_val_users(self) -> MetaInit:
+        """Where patches begin; made here, so that it can be timed."""
+        learn = replace(self.design.learn, seed=self.seed * 1000, public_steps=self.design.public_steps)
+        with TemporaryDirectory() as folder:
+            return public_start(self.data, learn, Path(folder))
+
     def patched(self, init: MetaInit, stay: Sequence[int], how: Unlearning) -> MetaInit:
         """The start without those who do not stay, by a patch."""
-        patch = replace(how, seed=self.seed)
-        return unlearned(self.data.pathways, init, *self.parts(stay), self.design.learn, patch).added_to(init)
+        patch, towards = replace(how, seed=self.seed), self.public.weights if how.public_steps else None
+        return unlearned(self.data.pathways, init, *self.parts(stay), self.design.learn, patch, towards).added_to(init)
 
     def under(self, init: MetaInit, users: Sequence[int]) -> Values:
         """Log likelihoods of train users, ``[U]``."""
@@ -136,8 +151,8 @@ def one_seed(design: Design, seed: int) -> dict[str, Any]:
             if way in PATCHES:
                 init = world.patched(knowing, stay, PATCHES[way])
             else:
-                init = world.learned(stay) if way == "learned anew" else knowing
-            seconds = time.perf_counter() - start
+                init = {"nobody left": knowing, PUBLIC: world.public}.get(way) or world.learned(stay)
+            seconds = world.public_seconds if way == PUBLIC else time.perf_counter() - start
             left, others = world.scores(init, leave)
             asked = {"left": left, "others": others, "seconds": seconds}
             stayed = np.full(design.users, np.nan)

@@ -21,6 +21,7 @@ from users.batch import Prepared
 
 PUBLIC_USERS, PUBLIC_RATE = 16, 1e-2
 """Val users per step where these teach the start, and both of Adam's rates."""
+TAUGHT = "what val users teach"
 
 
 def trainer_for(
@@ -31,7 +32,10 @@ def trainer_for(
     masks: Masks | None = None,
     privacy: Privacy | None = None,
 ) -> MetaTrainer:
-    """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one."""
+    """A trainer on a population's train users, at the checkpoint in ``folder`` if there is one.
+
+    What val users teach first is kept beside ``folder``.
+    """
     private = None
     if privacy:
         check_covered(data.population, privacy, config.algorithm)
@@ -40,19 +44,34 @@ def trainer_for(
     val = (data.part("val", "support"), data.part("val", "query")) if config.keep == "best" else None
     weights = None
     if (config.public_steps or config.start_steps) and start is None and not exists(folder / CHECKPOINT):
-        start, weights = begun(data, config)
+        start, weights = begun(data, config, folder.parent)
     trainer = MetaTrainer(data.pathways, support, query, config, folder, val, start, masks, weights, private)
     trainer.resume_if_possible()
     return trainer
 
 
-def begun(data: Prepared, config: MetaConfig) -> tuple[MetaInit | None, Weights | None]:
+def begun(data: Prepared, config: MetaConfig, folder: Path) -> tuple[MetaInit | None, Weights | None]:
     """Where training begins, if not at random: at what val users teach, or at weights that are fitted to examples."""
     if config.public_steps:
-        learn = replace(config, public_steps=0, steps=config.public_steps, users=min(PUBLIC_USERS, len(data.population.val)))
-        learn = replace(learn, outer_rate=PUBLIC_RATE, rate_of_rates=PUBLIC_RATE, resample=True)
-        return MetaTrainer(data.pathways, data.part("val", "support"), data.part("val", "query"), learn).run(), None
+        return public_start(data, config, folder), None
     return None, fitted_start(data, config.start_steps, config.seed) if config.start_steps else None
+
+
+def public_start(data: Prepared, config: MetaConfig, folder: Path) -> MetaInit:
+    """What val users, who are public, teach in ``config.public_steps``; learned or loaded from ``folder``.
+
+    It owes nothing to train users, so that their number and their names are in no file of it.
+    """
+    learn = replace(config, public_steps=0, steps=config.public_steps, users=min(PUBLIC_USERS, len(data.population.val)))
+    learn = replace(learn, outer_rate=PUBLIC_RATE, rate_of_rates=PUBLIC_RATE, resample=True)
+    facts = {name: fact for name, fact in init_facts(data).items() if name != "train_users"}
+    facts |= {"val_users": data.population.fingerprint("val"), **asdict(learn)}
+
+    def train() -> tuple[dict, dict]:
+        support, query = (data.part("val", role) for role in ("support", "query"))
+        return MetaTrainer(data.pathways, support, query, learn).run().tensors(), facts
+
+    return MetaInit.from_tensors(load_or_make(folder / f"public-{cache_key(**facts)}", TAUGHT, train)[0])
 
 
 def meta_initialisation(

@@ -4,6 +4,7 @@
 backbone are those that it was learned with. Writes a patch (:mod:`meta.unlearning`) and the start with it beside one another;
 to undo, go back to ``PATH``. Delete the rows of those who left, then train the policy and enrol users anew on the start with
 the patch: a policy that learned from their rewards remembers what it learned. It says how val users fare before and after.
+They teach where the patch begins (once, kept beside ``PATH``), which flatters the latter; not with ``--public-steps 0``.
 
 It is no guarantee of anything; learning with ``--private`` is one, and training anew without them forgets for certain.
 """
@@ -11,7 +12,7 @@ It is no guarantee of anything; learning with ``--private`` is one, and training
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from backbones.base import hash_tensors
 from backbones.threads import usable_cores
 from meta.arguments import add_flags, given, parse_pairs, show_log
 from meta.inner import MetaInit
+from meta.learned import public_start
 from meta.prepare import folder_of, prepared
 from meta.store import KIND as INIT
 from meta.store import TAKEN_OUT, init_facts, load_init, plain, save_init
 from meta.train import check, report
 from meta.trainer import MetaConfig
-from meta.unlearning import KIND, Unlearning, unlearned
+from meta.unlearning import KIND, Unlearning, plainly, unlearned
 from users.batch import Part, Prepared
 
 FORGOTTEN = "forgotten"
@@ -53,8 +55,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=defaults.share, help="of pathways patched (default: %(default)s)")
     parser.add_argument("--density", type=float, default=defaults.density, help="of their weights (default: %(default)s)")
     parser.add_argument(
-        "--fresh", type=float, default=defaults.fresh, help="of the way to a fresh start (default: %(default)s)"
+        "--public-steps",
+        type=int,
+        default=defaults.public_steps,
+        help="in which val users, who are public, teach where the patch begins; 0: at random (default: %(default)s)",
     )
+    parser.add_argument("--fresh", type=float, default=defaults.fresh, help="of the way there (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for patch and start (default: beside the initialisation)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     return parser.parse_args(arguments)
@@ -66,7 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
-        how = Unlearning(args.share, args.density, args.fresh, args.steps, args.users_per_step, args.rate, args.seed)
+        how = Unlearning(
+            args.share, args.density, args.public_steps, args.fresh, args.steps, args.users_per_step, args.rate, args.seed
+        )
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}
         gates = where.pop("gates", "adapters")
         more = {k: v for k, v in where.items() if k not in ("users", "backbone", "placement")}
@@ -98,7 +106,7 @@ def forgotten(
         said: what it says of how it was learned.
         ids: who leaves.
         how: the patch.
-        folder: for the patch and the patched start.
+        folder: for the patch, the patched start, and what val users teach.
 
     Raises:
         ValueError: if somebody is no train user, or hardly anybody stays.
@@ -117,7 +125,10 @@ def forgotten(
     stay = staying(data, ids)
     config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
     support, query = (Part(data, "train", role, torch.tensor(stay)) for role in ("support", "query"))
-    patch = unlearned(data.pathways, init, support, query, config, how)
+    towards = None
+    if how.public_steps and how.fresh:
+        towards = public_start(data, replace(plainly(config), public_steps=how.public_steps), folder).weights
+    patch = unlearned(data.pathways, init, support, query, config, how, towards)
     after = patch.added_to(init)
     facts = {**said, **TAKEN_OUT, FORGOTTEN: said.get(FORGOTTEN, 0) + len({*ids})}
     key = cache_key(start=hash_tensors(init.tensors()), patch=hash_tensors(patch.tensors()))

@@ -1,14 +1,15 @@
 """Unlearning users from the shared start without training anew: a patch, learned on those who stay, overwrites.
 
 The pathways that users' examples change most get a patch: a random part of their weights (or all) may change, everything else
-of the start stays. The patch is meta-trained on the users who stay for a fraction of the steps that the start took. It is
-kept apart from the start: without it the start is, to the bit, what it was.
+of the start stays. These first go to where nobody who leaves has ever been: to what val users teach, who are public, or to a
+new random start. From there the patch is meta-trained on the users who stay for a fraction of the steps that the start took.
+It is kept apart from the start: without it the start is, to the bit, what it was.
 
 Source: Zhong et al. 2025, "Unlearning through Knowledge Overwriting: Reversible Federated Unlearning via Selective Sparse
 Adapter" (FUSED): layers chosen by the distance between what users trained and what they were given, sparse adapters on these,
 trained on the remaining users. Sparse patches hide those who leave less well than the default, which may change everything
-and first goes most of the way to a fresh start (``docs/privacy.md``). None is a guarantee: what it leaves behind is what
-attacks find (``eval.unlearning``).
+(``docs/privacy.md``); beginning anew from before they came is after Bourtoule et al. 2021, "Machine Unlearning". It is no
+guarantee, since inner rates stay: what it leaves behind is what attacks find (``eval.unlearning``).
 
 Shapes: U users, P pathways.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backbones.pathways import Pathways
+from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapt
 from meta.trainer import Log, MetaConfig, MetaTrainer
 from users.batch import Rows
@@ -38,8 +39,9 @@ class Unlearning:
     Attributes:
         share: of the pathways that are patched, those that users change most.
         density: share of their weights that the patch may change.
-        fresh: how far these weights first go from where they are to a new random start, 0..1 (Ash & Adams 2020, "On
-            Warm-Starting Neural Network Training"): what was known by heart goes, the more the further.
+        public_steps: in which val users teach where the patch begins; once, whoever leaves later. 0: a random start.
+        fresh: how far these weights first go there from where they are, 0..1 (Ash & Adams 2020, "On Warm-Starting Neural
+            Network Training"): what was known by heart goes, the more the further.
         steps: outer steps on the users who stay.
         users: of them per step.
         rate: Adam's learning rate, falling to zero along a cosine.
@@ -51,10 +53,11 @@ class Unlearning:
 
     share: float = 1.0
     density: float = 1.0
-    fresh: float = 0.6
+    public_steps: int = 1200
+    fresh: float = 1.0
     steps: int = 110
     users: int = 20
-    rate: float = 5e-2
+    rate: float = 1e-2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,8 +66,8 @@ class Unlearning:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}.")
         if not 0 <= self.fresh <= 1:
             raise ValueError(f"fresh must be 0 to 1, got {self.fresh}.")
-        if self.steps < 1 or self.users < 1 or not self.rate > 0:
-            raise ValueError(f"steps and users must be at least 1 and rate above 0, got {self}.")
+        if self.steps < 1 or self.users < 1 or self.public_steps < 0 or not self.rate > 0:
+            raise ValueError(f"steps and users must be at least 1, public_steps at least 0 and rate above 0, got {self}.")
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,20 @@ def patchable(pathways: Pathways, init: MetaInit, support: Rows, how: Unlearning
     return places
 
 
+def plainly(config: MetaConfig) -> MetaConfig:
+    """How a start was learned, without what came before and after the learning."""
+    return replace(config, keep="last", shrink=False, start_steps=0, public_steps=0, neutral=False, random_start=False)
+
+
 def unlearned(
-    pathways: Pathways, init: MetaInit, support: Rows, query: Rows, config: MetaConfig, how: Unlearning, log: Log | None = None
+    pathways: Pathways,
+    init: MetaInit,
+    support: Rows,
+    query: Rows,
+    config: MetaConfig,
+    how: Unlearning,
+    towards: Weights | None = None,
+    log: Log | None = None,
 ) -> Patch:
     """A patch of a start, learned on the users who stay.
 
@@ -134,14 +149,15 @@ def unlearned(
         query: theirs likewise.
         config: how the start was learned: the algorithm, whether examples are dealt anew.
         how: the patch.
+        towards: weights that nobody who leaves has taught, from which it begins; None: random ones.
         log: for curves, as in :meth:`meta.trainer.MetaTrainer.run`.
     """
     places = patchable(pathways, init, support, how)
     learn = replace(
-        config, steps=how.steps, users=min(how.users, len(support)), inner_steps=init.steps, outer_rate=how.rate, seed=how.seed,
-        keep="last", shrink=False, start_steps=0, neutral=False, random_start=False,
+        plainly(config), steps=how.steps, users=min(how.users, len(support)), inner_steps=init.steps, outer_rate=how.rate,
+        seed=how.seed,
     )  # fmt: skip
-    trainer, new = MetaTrainer(pathways, support, query, learn, start=init), pathways.start(how.seed + 1)
+    trainer, new = MetaTrainer(pathways, support, query, learn, start=init), towards or pathways.start(how.seed + 1)
     for key, weight in trainer.weights.items():
         free = torch.zeros(weight.numel())
         if key in places:

@@ -804,10 +804,11 @@ def test_both_rates_decay_to_nothing(pathways, batches):
 def test_what_val_users_teach_beforehand_owes_nothing_to_train_users(pathways, population, tmp_path):
     """It is where training begins, for the weights and for the rates."""
     config = MetaConfig(steps=3, users=4, public_steps=5)
-    init, weights = begun(Prepared(pathways, population), config)
+    init, weights = begun(Prepared(pathways, population), config, tmp_path / "here")
     assert weights is None and init is not None
     strangers = replace(population, train=digits_population(7, train_users=12, val_users=3, test_users=4).train)
-    again = begun(Prepared(pathways, strangers), config)[0]
+    again = begun(Prepared(pathways, strangers), config, tmp_path / "there")[0]
+    assert [one.name for one in (tmp_path / "here").iterdir()] == [one.name for one in (tmp_path / "there").iterdir()]
     assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in init.tensors().items())
     trainer = trainer_for(Prepared(pathways, population), config, tmp_path / "taught")
     untaught = trainer_for(Prepared(pathways, population), replace(config, public_steps=0), tmp_path / "untaught")

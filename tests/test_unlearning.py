@@ -10,6 +10,7 @@ from coins import CONFIG, coins, learned, part_of
 from backbones.artefacts import ArtefactError, load_artefact
 from meta import train, unlearn
 from meta.inner import MetaInit, adapt, adapted
+from meta.learned import TAUGHT
 from meta.store import KIND, load_init
 from meta.unlearning import Patch, Unlearning, patchable, sensitivity, unlearned
 from users.batch import Prepared
@@ -66,10 +67,12 @@ def test_sensitivity_is_the_mean_change_of_a_weight_when_users_adapt(world, know
     assert {*where} == {*world.pathways.keys[1]}
 
 
-def test_what_is_patched_first_goes_to_a_fresh_start(world, knowing):
+@pytest.mark.parametrize("taught", [False, True])
+def test_what_is_patched_first_goes_to_a_fresh_start(world, knowing, taught):
     how = replace(HOW, density=1.0, fresh=1.0, steps=1, rate=1e-9)
-    after = unlearned(world.pathways, knowing, *part_of(world, range(4, 16)), CONFIG, how).added_to(knowing)
-    new = world.pathways.start(how.seed + 1)
+    towards = world.pathways.start(7) if taught else None
+    after = unlearned(world.pathways, knowing, *part_of(world, range(4, 16)), CONFIG, how, towards).added_to(knowing)
+    new = towards or world.pathways.start(how.seed + 1)
     patched = {*patchable(world.pathways, knowing, part_of(world, range(4, 16))[0], how)}
     for key, weight in after.weights.items():
         torch.testing.assert_close(weight, new[key] if key in patched else knowing.weights[key], atol=1e-6, rtol=0)
@@ -83,7 +86,7 @@ def test_a_patch_survives_being_saved(world, knowing):
 def test_those_who_leave_are_hidden_and_those_who_stay_are_served(world, knowing):
     """A patch that was learned on everybody does not hide them."""
     leave, stay = range(4), range(4, 16)
-    how = Unlearning(fresh=0.0, steps=100, users=8)
+    how = Unlearning(fresh=0.0, steps=100, users=8, rate=0.05)
 
     def loss(init, users):
         support, query = part_of(world, users)
@@ -107,7 +110,17 @@ def test_nobody_who_leaves_is_looked_at(world, knowing, monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"share": 0}, {"share": 1.1}, {"density": 0}, {"steps": 0}, {"users": 0}, {"rate": 0}, {"fresh": -0.1}, {"fresh": 1.1}],
+    [
+        {"share": 0},
+        {"share": 1.1},
+        {"density": 0},
+        {"steps": 0},
+        {"users": 0},
+        {"rate": 0},
+        {"fresh": -0.1},
+        {"fresh": 1.1},
+        {"public_steps": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
@@ -130,7 +143,7 @@ def start(tmp_path_factory):
 def test_the_command_writes_a_start_for_the_population_without_those_who_left(start, tmp_path, capsys):
     before = [path.read_bytes() for path in sorted(start.parent.glob("meta-*"))]
     capsys.readouterr()
-    flags = ["--steps", "4", "--out", str(tmp_path), "--forget"]
+    flags = ["--steps", "4", "--public-steps", "2", "--out", str(tmp_path), "--forget"]
     unlearn.main(["--init", str(start), *SMALL, *flags, "train-3", "train-7"])
     printed = capsys.readouterr().out
     assert "before: accuracy of 3 val users" in printed and "after: accuracy of 3 val users" in printed
@@ -147,6 +160,22 @@ def test_the_command_writes_a_start_for_the_population_without_those_who_left(st
     patch = Patch.from_tensors(load_artefact(next(tmp_path.glob("patch-*.json")).with_suffix(""), unlearn.KIND)[0])
     again = patch.added_to(load_init(start.with_suffix(""), {}))
     assert same(again, load_init(new, {}))
+
+
+def test_val_users_teach_once_where_patches_begin(start, tmp_path, monkeypatch):
+    flags = ["--init", str(start), *SMALL, "--steps", "1", "--rate", "1e-9", "--public-steps", "2", "--out", str(tmp_path)]
+    unlearn.main([*flags, "--forget", "train-3"])
+    (path,) = tmp_path.glob("public-*.json")
+    assert load_artefact(start.with_suffix(""), KIND)[1]["train_users"] not in path.read_text()
+    public = MetaInit.from_tensors(load_artefact(path.with_suffix(""), TAUGHT)[0])
+    (new,) = tmp_path.glob("unlearned-*.json")
+    for key, weight in load_init(new.with_suffix(""), {}).weights.items():
+        torch.testing.assert_close(weight, public.weights[key], atol=1e-6, rtol=0)
+    made = path.stat().st_mtime_ns
+    unlearn.main([*flags, "--forget", "train-7"])
+    assert path.stat().st_mtime_ns == made and len([*tmp_path.glob("unlearned-*.json")]) == 2
+    unlearn.main([*flags, "--public-steps", "0", "--forget", "train-7"])
+    assert len([*tmp_path.glob("public-*.json")]) == 1 and len([*tmp_path.glob("unlearned-*.json")]) == 3
 
 
 @pytest.mark.parametrize(
