@@ -227,7 +227,7 @@ def draw(users: Mapping[str, Success], path: Path) -> None:
         axes.plot(one.tpr, place, "o", color="#2e8659")
     axes.axvline(0.01, color="0.2", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(users)), list(users))
-    axes.set_xlabel("share of members found at 1 % false positives (dotted: guessing)")
+    axes.set_xlabel("share of members found\nat 1 % false positives (dotted: guessing)")
     axes.invert_yaxis()
     figure.savefig(path, dpi=120)
 
