@@ -26,10 +26,12 @@ from agents.policies import GatingPolicy, PathwayScorer
 from envs.oracles import Users
 from envs.rules import Rules
 from envs.scenario import Scenario
-from meta.private import CHUNK, PrivateRounds, Updates
+from meta.private import PrivateRounds, Updates
 
 PART = "policy"
 PUBLIC_RATE = 0.01
+TOGETHER = 128
+"""Users whose updates are made at a time."""
 EVERY = 10
 """Rounds between two looks at val users."""
 Log = Callable[[str, float, int], None]
@@ -149,7 +151,7 @@ def _updates(
     policy: GatingPolicy, scenario: Scenario, rules: Rules, settings: PrivateSettings, users: Users, draw: np.random.Generator
 ) -> Iterator[Updates]:
     """Users' updates, some of them at a time."""
-    for some in np.split(users, range(CHUNK, len(users), CHUNK)):
+    for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
         if len(some):
             features = scorer_features(policy, scenario, rules, some)
             chance = scorer(policy)(features)[..., 0].sigmoid().detach().numpy()

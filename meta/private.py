@@ -30,11 +30,16 @@ from users.base import Population
 from users.batch import Batch
 from users.duplicates import check_duplicates
 
-CHUNK = 32
-"""Users whose updates are in memory at a time."""
+CHUNK, POOLED = 32, 512
+"""Users whose updates are made at a time; and where pathways read a vector of an example, not its whole hidden states."""
 PART = "meta-initialisation"
 MERSENNE = slice(24, 24 + 624 * 8)
 """Where in the state of torch's generator the words of its Mersenne twister are."""
+
+
+def together(pathways: Pathways) -> int:
+    """How many users' updates fit into memory and are worth a pass through the pathways."""
+    return POOLED if pathways.pooled else CHUNK
 
 
 @dataclass(frozen=True)

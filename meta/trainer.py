@@ -14,7 +14,7 @@ from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapted
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS, adapted_pathways
-from meta.private import CHUNK, RATES, UPDATES, PrivateRounds
+from meta.private import RATES, UPDATES, PrivateRounds, together
 from users.batch import Batch, Rows
 
 Log = Callable[[str, float, int], None]
@@ -250,7 +250,7 @@ class MetaTrainer:
         gates, updates = self.masks(users, draw), UPDATES.get(self.config.algorithm)
 
         def pieces() -> Iterator[dict[str, Tensor]]:
-            for places in torch.arange(len(users)).split(CHUNK):
+            for places in torch.arange(len(users)).split(together(self.pathways)):
                 support, query = self.support.rows(users[places]), self.query.rows(users[places])
                 if self.config.resample:
                     support, query = redealt(support, query, draw)
