@@ -124,7 +124,7 @@ def start(design: Design, data: Prepared, epsilon: float, seed: int) -> tuple[Me
     """Where adapters start in a row, and what that has spent."""
     learn = replace(design.init, seed=seed)
     if epsilon == PUBLIC:
-        return public_start(data, learn, folder_of(*WHERE)), {}
+        return public_start(data, learn, learn.public_steps, folder_of(*WHERE)), {}
     path = learned_init(data, learn, folder_of(*WHERE), privacy=design.promise(epsilon, design.init_clip, seed))
     tensors, said = load_artefact(path, KIND)
     return MetaInit.from_tensors(tensors), Accountant.of(said["accountant"]).rounds if epsilon != OPEN else {}

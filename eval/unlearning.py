@@ -1,9 +1,10 @@
 """What unlearning leaves behind: ``python -m eval.unlearning --out runs/unlearning --write docs/privacy.md``.
 
 A meta-initialisation is overfitted to a few simulated users, so that the attack on who took part bites. Some of them leave:
-by a patch (:mod:`meta.unlearning`), and by learning anew without them, which forgets for certain. Beside these stands what val
-users alone teach, beforehand, from which a patch begins. Measured are the accuracy of those who stay (on validation examples)
-and of new people, with everything on, whether the attack still finds those who left, and the seconds.
+by a patch (:mod:`meta.unlearning`), and by learning anew without them, which forgets for certain, from a random start or from
+what val users teach. Beside these stands what val users alone teach, beforehand, from which the first patch begins too.
+Measured are the accuracy of those who stay (on validation examples) and of new people, with everything on, whether the attack
+still finds those who left, and the seconds.
 
 Settings of the patch were chosen on a seed that is not measured here. Seeds are kept in ``--out``: what was measured is not
 measured again.
@@ -43,8 +44,8 @@ PATCHES = {
     "patched, from a random start": Unlearning(public_steps=0, fresh=0.6, rate=5e-2),
     "patched, sparse": Unlearning(share=0.5, density=0.5, fresh=0.0, rate=5e-2),
 }
-PUBLIC = "public users alone"
-WAYS = ("nobody left", "learned anew", PUBLIC, *PATCHES)
+BEFORE, ANEW, PUBLIC, BOTH = "nobody left", "learned anew", "public users alone", "learned anew, from public users"
+WAYS = (BEFORE, ANEW, BOTH, PUBLIC, *PATCHES)
 FIRST_SEED = 300
 """Seeds below were used in choosing settings."""
 
@@ -59,7 +60,6 @@ class Design:
         references: trainings on as many further people, for the attack.
         placement, rank: of the adapters.
         learn: the start.
-        public_steps: in which val users teach where a patch begins.
         more: further arguments of population and backbone.
     """
 
@@ -73,7 +73,6 @@ class Design:
     placement: str = "side"
     rank: int = 16
     learn: MetaConfig = field(default_factory=lambda: MetaConfig(steps=1200, users=20))
-    public_steps: int = Unlearning().public_steps
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -100,21 +99,29 @@ class World:
         places = torch.tensor([*users])
         return Part(self.data, split, "support", places), Part(self.data, split, role, places)
 
-    def learned(self, users: Sequence[int], number: int = 0) -> MetaInit:
+    def learned(self, users: Sequence[int], number: int = 0, start: MetaInit | None = None) -> MetaInit:
         """A start overfitted to some train users."""
         config = replace(self.design.learn, seed=self.seed * 1000 + number)
-        return MetaTrainer(self.data.pathways, *self.parts(users), config).run()
+        return MetaTrainer(self.data.pathways, *self.parts(users), config, start=start).run()
 
     def taught_by_val_users(self) -> MetaInit:
         """Where patches begin; made here, so that it can be timed."""
-        learn = replace(self.design.learn, seed=self.seed * 1000, public_steps=self.design.public_steps)
+        learn, steps = replace(self.design.learn, seed=self.seed * 1000), PATCHES["patched"].public_steps
         with TemporaryDirectory() as folder:
-            return public_start(self.data, learn, Path(folder))
+            return public_start(self.data, learn, steps, Path(folder))
 
     def patched(self, init: MetaInit, stay: Sequence[int], how: Unlearning) -> MetaInit:
         """The start without those who do not stay, by a patch."""
         patch, towards = replace(how, seed=self.seed), self.public.weights if how.public_steps else None
         return unlearned(self.data.pathways, init, *self.parts(stay), self.design.learn, patch, towards).added_to(init)
+
+    def start(self, way: str, knowing: MetaInit, stay: Sequence[int]) -> MetaInit:
+        """The start that there is for those who stay, of one that knows everybody."""
+        if way in PATCHES:
+            return self.patched(knowing, stay, PATCHES[way])
+        if way in (ANEW, BOTH):
+            return self.learned(stay, start=self.public if way == BOTH else None)
+        return {BEFORE: knowing, PUBLIC: self.public}[way]
 
     def under(self, init: MetaInit, users: Sequence[int]) -> Values:
         """Log likelihoods of train users, ``[U]``."""
@@ -148,10 +155,7 @@ def one_seed(design: Design, seed: int) -> dict[str, Any]:
         stay = [user for user in everybody if user not in leave]
         for way in WAYS:
             start = time.perf_counter()
-            if way in PATCHES:
-                init = world.patched(knowing, stay, PATCHES[way])
-            else:
-                init = {"nobody left": knowing, PUBLIC: world.public}.get(way) or world.learned(stay)
+            init = world.start(way, knowing, stay)
             seconds = world.public_seconds if way == PUBLIC else time.perf_counter() - start
             left, others = world.scores(init, leave)
             asked = {"left": left, "others": others, "seconds": seconds}
@@ -176,19 +180,19 @@ def seeds(design: Design, count: int, folder: Path) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Means over seeds and groups; accuracies against learning anew with 95 % paired intervals."""
-    lines = ["| who left | accuracy of those who stay | to learning anew | of new people | to learning anew | attack: AUC |"]
+    lines = ["| start | accuracy of those who stay | to learning anew | of new people | to learning anew | attack: AUC |"]
     lines[0] += " found at 1 % false positives | seconds (of learning anew) |"
     lines.append("| " + " | ".join(["---"] * 8) + " |")
     for way in WAYS:
         cells = [way]
         for who in ("stay", "new"):
             cells.append(f"{np.mean([users.mean() for users in _by_user(found, way, who)]):.3f}")
-            difference = paired_difference(_by_user(found, way, who), _by_user(found, "learned anew", who))
-            cells.append("" if way == "learned anew" else text_of(difference))
+            difference = paired_difference(_by_user(found, way, who), _by_user(found, ANEW, who))
+            cells.append("" if way == ANEW else text_of(difference))
         attack = attacked(found, way)
         cells.append(f"{attack.auc:.3f} [{attack.auc_ci95[0]:.3f}, {attack.auc_ci95[1]:.3f}]")
         cells.append(f"{attack.tpr:.3f} [{attack.tpr_ci95[0]:.3f}, {attack.tpr_ci95[1]:.3f}]")
-        cells.append("" if way == "nobody left" else _time(found, way))
+        cells.append("" if way == BEFORE else _time(found, way))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -199,7 +203,7 @@ def attacked(found: list[dict[str, Any]], way: str) -> Success:
 
 
 def _time(found: list[dict[str, Any]], way: str) -> str:
-    mine, anew = (np.mean([one["seconds"] for each in found for one in each[name]]) for name in (way, "learned anew"))
+    mine, anew = (np.mean([one["seconds"] for each in found for one in each[name]]) for name in (way, ANEW))
     return f"{mine:.1f}" + (f" ({mine / anew:.2f})" if way in PATCHES else "")
 
 

@@ -53,23 +53,33 @@ def trainer_for(
 def begun(data: Prepared, config: MetaConfig, folder: Path) -> tuple[MetaInit | None, Weights | None]:
     """Where training begins, if not at random: at what val users teach, or at weights that are fitted to examples."""
     if config.public_steps:
-        return public_start(data, config, folder), None
+        return public_start(data, config, config.public_steps, folder), None
     return None, fitted_start(data, config.start_steps, config.seed) if config.start_steps else None
 
 
-def public_start(data: Prepared, config: MetaConfig, folder: Path) -> MetaInit:
-    """What val users, who are public, teach in ``config.public_steps``; learned or loaded from ``folder``.
+def public_start(data: Prepared, config: MetaConfig, steps: int, folder: Path) -> MetaInit:
+    """What val users, who are public, teach; learned or loaded from ``folder``. Its files owe nothing to train users.
 
-    It owes nothing to train users, so that their number and their names are in no file of it.
+    Args:
+        data: whose val users.
+        config: how train users teach afterwards: the algorithm and the inner loop, where it starts, the seed.
+        steps: outer steps, at least 1.
+        folder: where it is kept.
+
+    Raises:
+        ValueError: for fewer steps.
     """
-    learn = replace(config, public_steps=0, steps=config.public_steps, users=min(PUBLIC_USERS, len(data.population.val)))
+    if steps < 1:
+        raise ValueError("val users teach nothing in no steps: give public_steps of at least 1.")
+    learn = replace(config, public_steps=0, steps=steps, users=min(PUBLIC_USERS, len(data.population.val)))
     learn = replace(learn, outer_rate=PUBLIC_RATE, rate_of_rates=PUBLIC_RATE, resample=True)
     facts = {name: fact for name, fact in init_facts(data).items() if name != "train_users"}
-    facts |= {"val_users": data.population.fingerprint("val"), **asdict(learn)}
+    facts |= {"val_users": data.population.contents("val"), **asdict(learn)}
 
     def train() -> tuple[dict, dict]:
         support, query = (data.part("val", role) for role in ("support", "query"))
-        return MetaTrainer(data.pathways, support, query, learn).run().tensors(), facts
+        weights = fitted_start(data, learn.start_steps, learn.seed) if learn.start_steps else None
+        return MetaTrainer(data.pathways, support, query, learn, weights=weights).run().tensors(), facts
 
     return MetaInit.from_tensors(load_or_make(folder / f"public-{cache_key(**facts)}", TAUGHT, train)[0])
 
@@ -87,7 +97,8 @@ def learned_init(
     """As :func:`meta_initialisation`: where it is kept, without suffix. A private one says what it has spent."""
     facts = init_facts(data)
     if config.keep == "best" or config.shrink or config.public_steps:
-        facts["val_users"] = data.population.fingerprint("val")
+        told = privacy or config.public_steps
+        facts["val_users"] = data.population.contents("val") if told else data.population.fingerprint("val")
     if config.public_steps:
         facts["public"] = [PUBLIC_USERS, PUBLIC_RATE]
     if config.shrink:

@@ -30,8 +30,10 @@ from users.base import Population
 from users.batch import Batch
 from users.duplicates import check_duplicates
 
-CHUNK, POOLED = 32, 512
-"""Users whose updates are made at a time; and where pathways read a vector of an example, not its whole hidden states."""
+CHUNK = 32
+"""Users whose updates are made at a time."""
+POOLED = 512
+"""The same where pathways read one vector of an example instead of its hidden states."""
 PART = "meta-initialisation"
 MERSENNE = slice(24, 24 + 624 * 8)
 """Where in the state of torch's generator the words of its Mersenne twister are."""

@@ -4,7 +4,8 @@
 backbone are those that it was learned with. Writes a patch (:mod:`meta.unlearning`) and the start with it beside one another;
 to undo, go back to ``PATH``. Delete the rows of those who left, then train the policy and enrol users anew on the start with
 the patch: a policy that learned from their rewards remembers what it learned. It says how val users fare before and after.
-They teach where the patch begins (once, kept beside ``PATH``), which flatters the latter; not with ``--public-steps 0``.
+They are public, and teach the weights that the patch begins with (once, kept beside ``PATH``): they cannot be taken out, and
+the latter figure flatters. With ``--public-steps 0`` (and ``--fresh 0.6 --rate 0.05``) it begins with random ones instead.
 
 It is no guarantee of anything; learning with ``--private`` is one, and training anew without them forgets for certain.
 """
@@ -12,7 +13,7 @@ It is no guarantee of anything; learning with ``--private`` is one, and training
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from meta.train import check, report
 from meta.trainer import MetaConfig
 from meta.unlearning import KIND, Unlearning, plainly, unlearned
 from users.batch import Part, Prepared
+from users.duplicates import content
 
-FORGOTTEN = "forgotten"
-"""The fact by which a patched start says how many it was patched for; who they were is in no file."""
+FORGOTTEN, TAUGHT_BY = "forgotten", "taught_by_val_users"
+"""The facts by which a patched start says how many it was patched for (who they were is in no file), and which val users
+taught it."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -84,19 +87,27 @@ def main(arguments: list[str] | None = None) -> None:
         before = plain(args.init)
         data = prepared(*names, args.rank, args.seed, before.parent, more, gates=gates)  # its model is kept there
         init, said = load_init(before, init_facts(data)), load_artefact(before, INIT)[1]
-        after, path = forgotten(data, init, said, args.forget, how, args.out or before.parent)
+        after, path = forgotten(data, init, said, args.forget, how, before.parent, args.out)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     for when, start in (("before", init), ("after", after)):
         print(f"{when}: ", end="")
         report(data, start)
+    if how.public_steps and how.fresh:
+        print(f"{len(data.population.val)} val users, who are public, taught the weights that the patch begins with.")
     print(f"Meta-initialisation without {len({*args.forget})} users: {path}\nTo undo: {before}")
     print(f"What was computed of their examples is kept in {before.parent} and in {folder_of(*names[:2])}: delete `features-*`")
     print("and `answers-*` there with their rows.")
 
 
 def forgotten(
-    data: Prepared, init: MetaInit, said: dict[str, Any], ids: Sequence[str], how: Unlearning, folder: Path
+    data: Prepared,
+    init: MetaInit,
+    said: dict[str, Any],
+    ids: Sequence[str],
+    how: Unlearning,
+    beside: Path,
+    out: Path | None = None,
 ) -> tuple[MetaInit, Path]:
     """A start without some train users, and where it was written.
 
@@ -106,10 +117,11 @@ def forgotten(
         said: what it says of how it was learned.
         ids: who leaves.
         how: the patch.
-        folder: for the patch, the patched start, and what val users teach.
+        beside: the start's folder, where what val users teach is kept.
+        out: for the patch and the patched start; None: the same.
 
     Raises:
-        ValueError: if somebody is no train user, or hardly anybody stays.
+        ValueError: if somebody is no train user or a val user as well, or hardly anybody stays.
         ArtefactError: for a start that is private: it needs no patch, and rounds without noise would end the guarantee; or
             one whose weights were never learned.
     """
@@ -125,12 +137,14 @@ def forgotten(
     stay = staying(data, ids)
     config = MetaConfig(**{f.name: said[f.name] for f in fields(MetaConfig) if f.name in said})
     support, query = (Part(data, "train", role, torch.tensor(stay)) for role in ("support", "query"))
-    towards = None
+    towards, folder = None, out or beside
+    facts = {**said, **TAKEN_OUT, FORGOTTEN: said.get(FORGOTTEN, 0) + len({*ids})}
     if how.public_steps and how.fresh:
-        towards = public_start(data, replace(plainly(config), public_steps=how.public_steps), folder).weights
+        check_apart(data, ids)
+        towards = public_start(data, plainly(config), how.public_steps, beside).weights
+        facts[TAUGHT_BY] = data.population.contents("val")
     patch = unlearned(data.pathways, init, support, query, config, how, towards)
     after = patch.added_to(init)
-    facts = {**said, **TAKEN_OUT, FORGOTTEN: said.get(FORGOTTEN, 0) + len({*ids})}
     key = cache_key(start=hash_tensors(init.tensors()), patch=hash_tensors(patch.tensors()))
     save_artefact(folder / f"patch-{key}", KIND, patch.tensors(), {"start": hash_tensors(init.tensors()), **asdict(how)})
     save_init(folder / f"unlearned-{key}", after, facts)
@@ -152,6 +166,17 @@ def staying(data: Prepared, ids: Sequence[str]) -> list[int]:
     if len(stay) < 2:
         raise ValueError(f"{len(stay)} of {len(train)} train users would stay; a patch is learned on two at least.")
     return stay
+
+
+def check_apart(data: Prepared, ids: Sequence[str]) -> None:
+    """Raise ``ValueError`` if a val user, who would teach the patch, has exactly the examples of somebody who leaves."""
+    gone = {content(user): user.user_id for user in data.population.train if user.user_id in {*ids}}
+    for user in data.population.val:
+        if content(user) in gone:
+            raise ValueError(
+                f"val user {user.user_id!r} has exactly the examples of {gone[content(user)]!r}, who leaves, and would "
+                "teach the patch: delete that user's rows too, or begin at random (--public-steps 0 --fresh 0.6 --rate 0.05)."
+            )
 
 
 if __name__ == "__main__":

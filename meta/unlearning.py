@@ -8,8 +8,9 @@ It is kept apart from the start: without it the start is, to the bit, what it wa
 Source: Zhong et al. 2025, "Unlearning through Knowledge Overwriting: Reversible Federated Unlearning via Selective Sparse
 Adapter" (FUSED): layers chosen by the distance between what users trained and what they were given, sparse adapters on these,
 trained on the remaining users. Sparse patches hide those who leave less well than the default, which may change everything
-(``docs/privacy.md``); beginning anew from before they came is after Bourtoule et al. 2021, "Machine Unlearning". It is no
-guarantee, since inner rates stay: what it leaves behind is what attacks find (``eval.unlearning``).
+(``docs/privacy.md``); that it begins where they have never been is after Bourtoule et al. 2021, "Machine Unlearning". A patch
+is no guarantee: inner rates stay, and below a ``share``, ``density`` or ``fresh`` of 1 weights do. What it leaves behind is
+what attacks find (``eval.unlearning``).
 
 Shapes: U users, P pathways.
 """
@@ -23,13 +24,13 @@ from torch import Tensor
 
 from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapt
+from meta.private import together
 from meta.trainer import Log, MetaConfig, MetaTrainer
 from users.batch import Rows
 
 KIND = "patch of a meta-initialisation"
 ASKED = 200
 """At most so many of the users who stay say which pathways are changed most."""
-CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Patch:
 def sensitivity(pathways: Pathways, init: MetaInit, support: Rows) -> Tensor:
     """By how much users change each pathway when they adapt with everything on: mean absolute change of a weight, ``[P]``."""
     total, count = torch.zeros(pathways.num_pathways), min(len(support), ASKED)
-    for users in torch.arange(count).split(CHUNK):
+    for users in torch.arange(count).split(together(pathways)):
         gates = torch.ones(len(users), pathways.num_pathways, dtype=torch.bool)
         weights = adapt(pathways, init, support.rows(users), gates)
         for p in range(pathways.num_pathways):
@@ -126,8 +127,8 @@ def patchable(pathways: Pathways, init: MetaInit, support: Rows, how: Unlearning
 
 
 def plainly(config: MetaConfig) -> MetaConfig:
-    """How a start was learned, without what came before and after the learning."""
-    return replace(config, keep="last", shrink=False, start_steps=0, public_steps=0, neutral=False, random_start=False)
+    """How a start was learned, without what val users chose of it, or taught."""
+    return replace(config, keep="last", shrink=False, public_steps=0, neutral=False, random_start=False)
 
 
 def unlearned(
@@ -149,9 +150,14 @@ def unlearned(
         query: theirs likewise.
         config: how the start was learned: the algorithm, whether examples are dealt anew.
         how: the patch.
-        towards: weights that nobody who leaves has taught, from which it begins; None: random ones.
+        towards: weights that val users taught, see :func:`meta.learned.public_start`; None: random ones.
         log: for curves, as in :meth:`meta.trainer.MetaTrainer.run`.
+
+    Raises:
+        ValueError: without the weights that val users are to have taught.
     """
+    if how.public_steps and how.fresh and towards is None:
+        raise ValueError("this patch begins where val users lead: give their weights (public_start), or public_steps=0.")
     places = patchable(pathways, init, support, how)
     learn = replace(
         plainly(config), steps=how.steps, users=min(how.users, len(support)), inner_steps=init.steps, outer_rate=how.rate,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from eval import unlearning
-from eval.unlearning import FIRST_SEED, PUBLIC, WAYS, Design, one_seed, seeds, table
+from eval.unlearning import BOTH, FIRST_SEED, PUBLIC, WAYS, Design, one_seed, seeds, table
 from meta.trainer import MetaConfig
 from meta.unlearning import Unlearning
 
 SMALL = Design(
     users=6, leave=2, groups=2, others=100, judged=4, new=3, references=1, rank=2,
-    learn=MetaConfig(steps=2, users=3), public_steps=2, more={"pretrain_epochs": 1},
+    learn=MetaConfig(steps=2, users=3), more={"pretrain_epochs": 1},
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_the_table_pairs_each_user_with_themselves_and_counts_nobody_twice():
     found = {way: [group([0.2], [gone, 0.5, 0.7], 9.0), group([0.4], [0.6, gone, 0.9], 11.0)] for way in WAYS}
     found["patched"] = [group([0.2], [gone, 0.4, 0.6], 1.0), group([0.4], [0.5, gone, 0.8], 1.0)]
     found["nobody left"] = [group([0.9], [gone, 0.5, 0.7], 0.0), group([0.9], [0.6, gone, 0.9], 0.0)]
-    before, anew, public, patched, *_ = table([found]).splitlines()[2:]
+    before, anew, _, public, patched, *_ = table([found]).splitlines()[2:]
     assert before.startswith("| nobody left | 0.633 | +0.000 [+0.000, +0.000] | 0.600 |") and before.endswith("1.000] |  |")
     assert "| 1.000 [" in before
     assert anew.startswith("| learned anew | 0.633 |  | 0.600 |  |") and anew.endswith("| 10.0 |")
@@ -43,7 +43,9 @@ def test_seeds_are_measured_once(tmp_path, monkeypatch):
 
 
 def test_everybody_is_measured_under_the_start_that_they_left_or_stayed_in(monkeypatch):
-    monkeypatch.setattr(unlearning, "PATCHES", {way: Unlearning(steps=1, users=2, rate=1e-9) for way in unlearning.PATCHES})
+    how = Unlearning(steps=1, users=2, rate=1e-9, public_steps=2)
+    patches = {"patched": how, "patched, from a random start": replace(how, public_steps=0), "patched, sparse": how}
+    monkeypatch.setattr(unlearning, "PATCHES", patches)
     found = one_seed(SMALL, 7)
     for way in WAYS:
         for number, one in enumerate(found[way]):
@@ -52,7 +54,10 @@ def test_everybody_is_measured_under_the_start_that_they_left_or_stayed_in(monke
             assert len(one["left"]) == 2 and len(one["others"]) == 100 and len(one["new"]) == 3
     assert found["nobody left"][0]["new"] == found["nobody left"][1]["new"]
     assert found[PUBLIC][0]["new"] == found[PUBLIC][1]["new"] != found["nobody left"][0]["new"]
-    assert found["patched"][0]["others"] != found["nobody left"][0]["others"], "it begins where val users lead"
+    assert found["patched"][0]["others"] == found["patched, sparse"][0]["others"] == pytest.approx(found[PUBLIC][0]["others"])
+    for way in ("nobody left", "patched, from a random start"):
+        assert found[way][0]["others"] != pytest.approx(found[PUBLIC][0]["others"]), "these begin elsewhere"
+    assert len({str(found[way][0]["others"]) for way in ("learned anew", BOTH, PUBLIC)}) == 3
     assert json.loads(json.dumps(found))["patched"][0]["seconds"] > 0
 
 

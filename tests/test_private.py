@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from meta.private import (
     clipped,
     poisson_cohort,
     secret,
+    together,
     unguessable,
 )
 from meta.store import KIND, init_facts, load_init
@@ -317,9 +319,10 @@ def test_memory_does_not_grow_with_the_cohort(world, monkeypatch):
         return inner(pathways, init, support, *rest)
 
     monkeypatch.setitem(UPDATES._things, "fomaml", counted)
-    monkeypatch.setattr("meta.private.POOLED" if world.pathways.pooled else "meta.private.CHUNK", 5)
+    monkeypatch.setattr("meta.private.POOLED", 5)
     private_trainer(world, users=20, steps=2).run()
     assert max(seen) == 5 < sum(seen) / 2
+    assert [together(SimpleNamespace(pooled=pooled)) for pooled in (True, False)] == [5, 32]
 
 
 class Killed(Exception):

@@ -69,7 +69,7 @@ def test_sensitivity_is_the_mean_change_of_a_weight_when_users_adapt(world, know
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_what_is_patched_first_goes_to_a_fresh_start(world, knowing, taught):
-    how = replace(HOW, density=1.0, fresh=1.0, steps=1, rate=1e-9)
+    how = replace(HOW, density=1.0, fresh=1.0, steps=1, rate=1e-9, public_steps=int(taught))
     towards = world.pathways.start(7) if taught else None
     after = unlearned(world.pathways, knowing, *part_of(world, range(4, 16)), CONFIG, how, towards).added_to(knowing)
     new = towards or world.pathways.start(how.seed + 1)
@@ -162,20 +162,37 @@ def test_the_command_writes_a_start_for_the_population_without_those_who_left(st
     assert same(again, load_init(new, {}))
 
 
-def test_val_users_teach_once_where_patches_begin(start, tmp_path, monkeypatch):
-    flags = ["--init", str(start), *SMALL, "--steps", "1", "--rate", "1e-9", "--public-steps", "2", "--out", str(tmp_path)]
+def test_val_users_teach_once_where_patches_begin(start, tmp_path, capsys):
+    flags = ["--init", str(start), *SMALL, "--steps", "1", "--rate", "1e-9", "--public-steps", "5", "--out", str(tmp_path)]
     unlearn.main([*flags, "--forget", "train-3"])
-    (path,) = tmp_path.glob("public-*.json")
+    (path,) = (one for one in start.parent.glob("public-*.json") if load_artefact(one.with_suffix(""), TAUGHT)[1]["steps"] == 5)
     assert load_artefact(start.with_suffix(""), KIND)[1]["train_users"] not in path.read_text()
+    assert "3 val users, who are public, taught" in capsys.readouterr().out
     public = MetaInit.from_tensors(load_artefact(path.with_suffix(""), TAUGHT)[0])
     (new,) = tmp_path.glob("unlearned-*.json")
+    assert len(load_artefact(new.with_suffix(""), KIND)[1][unlearn.TAUGHT_BY]) >= 16
     for key, weight in load_init(new.with_suffix(""), {}).weights.items():
         torch.testing.assert_close(weight, public.weights[key], atol=1e-6, rtol=0)
     made = path.stat().st_mtime_ns
     unlearn.main([*flags, "--forget", "train-7"])
     assert path.stat().st_mtime_ns == made and len([*tmp_path.glob("unlearned-*.json")]) == 2
+    known = len([*start.parent.glob("public-*.json")])
+    capsys.readouterr()
     unlearn.main([*flags, "--public-steps", "0", "--forget", "train-7"])
-    assert len([*tmp_path.glob("public-*.json")]) == 1 and len([*tmp_path.glob("unlearned-*.json")]) == 3
+    assert len([*start.parent.glob("public-*.json")]) == known and len([*tmp_path.glob("unlearned-*.json")]) == 3
+    assert "taught" not in capsys.readouterr().out and not [*tmp_path.glob("public-*")]
+
+
+def test_nobody_who_leaves_teaches_as_a_val_user(world, knowing, tmp_path):
+    leaver = world.population.train[0]
+    twin = replace(world.population, val=(*world.population.val, replace(leaver, user_id="twin")))
+    with pytest.raises(ValueError, match=f"val user 'twin' has exactly the examples of '{leaver.user_id}', who leaves"):
+        unlearn.forgotten(Prepared(world.pathways, twin), knowing, {}, [leaver.user_id], replace(HOW, fresh=1.0), tmp_path)
+
+
+def test_a_patch_that_begins_where_val_users_lead_needs_their_weights(world, knowing):
+    with pytest.raises(ValueError, match="give their weights"):
+        unlearned(world.pathways, knowing, *part_of(world, range(4, 16)), CONFIG, replace(HOW, fresh=1.0))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from meta.inner import MetaInit, adapt, measure
 from users.base import ROLES, SPLITS, Examples, Population, User
 from users.batch import Batch, stack
 from users.digits import KINDS, POOLS, digits_pools, digits_population
+from users.items import TextItems
 from users.shifts import SHIFTS, register_shift
 
 POOL_OF_ROLE = {
@@ -76,6 +77,23 @@ def test_a_fingerprint_knows_every_role_of_every_user(plain):
         other[role] = Examples(changed.inputs, (changed.labels + 1) % 10)
         seen.add(Population("digits", 10, (User(**other), *plain.train[1:]), plain.val, plain.test).fingerprint())
     assert len(seen) == 4
+
+
+def test_contents_of_a_split_owe_nothing_to_other_users():
+    def readers(mine, *texts):
+        """A train user and a val user, each with a text of their own; texts stand in the order of the alphabet."""
+        items = tuple(sorted(("b", *texts)))
+
+        def one(name, text):
+            return User(name, *(Examples(torch.tensor([items.index(text)]), torch.tensor([mine])) for _ in ROLES))
+
+        people = one("train", texts[0]), one("val", "b"), one("test", texts[0])
+        return Population("t", 2, *((person,) for person in people), items=TextItems(items))
+
+    first = readers(1, "c")
+    for other in (readers(1, "a"), readers(1, "d")):
+        assert other.contents("val") == first.contents("val") and other.fingerprint("val") != first.fingerprint("val")
+    assert readers(0, "c").contents("val") != first.contents("val") != first.contents("train")
 
 
 def test_counts_and_sizes_are_as_asked(population):

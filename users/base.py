@@ -6,6 +6,7 @@ Shapes: U users, N examples per user, P pathways.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -218,3 +219,16 @@ class Population:
         if self.folds is not None:
             tensors["folds"] = self.folds
         return hash_tensors(tensors) + (self.items.fingerprint() if self.items else "")
+
+    def contents(self, split: str) -> str:
+        """A hash of a split's examples alone: of what they show, not of where that stands among what other users have."""
+        if self.items is None:
+            return self.fingerprint(split)
+        users = getattr(self, split)
+        shown = torch.cat([getattr(user, role).inputs for user in users for role in ROLES]).unique()
+        tensors = {}
+        for user, role in product(users, ROLES):
+            examples: Examples = getattr(user, role)
+            tensors[f"{user.user_id}/{role}/inputs"] = torch.searchsorted(shown, examples.inputs)
+            tensors[f"{user.user_id}/{role}/labels"] = examples.labels
+        return hash_tensors(tensors) + self.items.part(shown.tolist()).fingerprint()

@@ -25,6 +25,10 @@ class Items(ABC):
         """Raw items, as :meth:`backbones.base.Backbone.prepare` reads them."""
 
     @abstractmethod
+    def part(self, positions: Sequence[int]) -> "Items":
+        """Some of them, in that order."""
+
+    @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the contents."""
 
@@ -46,6 +50,10 @@ class TensorItems(Items):
         """``[n, ...]``."""
         return self.values[torch.as_tensor(positions)]
 
+    def part(self, positions: Sequence[int]) -> "TensorItems":
+        """See :meth:`Items.part`."""
+        return TensorItems(self.take(positions))
+
     def fingerprint(self) -> str:
         """See :meth:`Items.fingerprint`."""
         return hash_tensors({"items": self.values})
@@ -63,6 +71,10 @@ class TextItems(Items):
     def take(self, positions: Sequence[int]) -> list[str]:
         """A list of strings."""
         return [self.texts[i] for i in positions]
+
+    def part(self, positions: Sequence[int]) -> "TextItems":
+        """See :meth:`Items.part`."""
+        return TextItems(tuple(self.take(positions)))
 
     def fingerprint(self) -> str:
         """See :meth:`Items.fingerprint`."""
@@ -85,6 +97,10 @@ class ImageFiles(Items):
     def take(self, positions: Sequence[int]) -> list[Image.Image]:
         """A list of PIL images. Raises ``ValueError`` that names a file which cannot be read."""
         return [_open(self.paths[i]) for i in positions]
+
+    def part(self, positions: Sequence[int]) -> "ImageFiles":
+        """See :meth:`Items.part`."""
+        return ImageFiles(tuple(self.paths[i] for i in positions))
 
     def fingerprint(self) -> str:
         """See :meth:`Items.fingerprint`. Every file is read once."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
@@ -36,9 +37,9 @@ def trainer_of(data: Prepared, private: bool, expected: int) -> MetaTrainer:
     return MetaTrainer(data.pathways, data.part("train", "support"), data.part("train", "query"), config, private=rounds)
 
 
-def peak_of(users: int) -> int:
+def peak_of(placement: str, users: int, expected: int) -> int:
     """The most memory of a process that plays three private rounds."""
-    trainer = trainer_of(data_of("inline", users, MEMORY), private=True, expected=min(users, EXPECTED["inline"]))
+    trainer = trainer_of(data_of(placement, users, MEMORY), private=True, expected=min(users, expected))
     for _ in range(3):
         trainer._outer_step()
     return peak_memory()
@@ -50,13 +51,13 @@ def measure_private(repeats: int = 9, sizes: tuple[int, ...] = SIZES, expected: 
     for placement, users in expected.items():
         data = data_of(placement, max(sizes[0], 2 * users))  # private rounds draw half of them at most
         trainers = {name: trainer_of(data, name == "private", users) for name in ("plain", "private")}
-        for role in ("support", "query") if data.pathways.pooled else ():
-            data.batch("train", role)  # what the frozen model makes of examples, which is kept
+        for role in ("support", "query"):
+            data.batch("train", role)  # what the frozen model makes of examples is kept, and no part of what is compared
         found = alternating_calls({name: trainer._outer_step for name, trainer in trainers.items()}, repeats)
         spread[placement] = {name: vars(each) for name, each in found.items()}
-    for users in tqdm(sizes, desc="memory", unit="size"):
+    for placement, users in tqdm([*product(expected, sizes)], desc="memory", unit="size"):
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-            bytes_of[users] = alone.submit(peak_of, users).result()
+            bytes_of[f"{placement}, {users:,}"] = alone.submit(peak_of, placement, users, expected[placement]).result()
     return {"expected": dict(expected), "milliseconds": spread, "bytes": bytes_of}
 
 
@@ -69,7 +70,9 @@ def private_table(found: dict[str, Any]) -> str:
             cells = f"{one['median']:,.0f} ({one['least']:,.0f} - {one['most']:,.0f}) | {ratio:.2f}"
             lines.append(f"| {placement}, {name} | {found['expected'][placement]:,} | {cells} |")
     lines += ["", "| train users | peak memory of three private rounds, MB |", "| --- | --- |"]
-    lines += [f"| {users:,} | {size / 1e6:,.0f} |" for users, size in found["bytes"].items()]
+    lines += [f"| {users} | {size / 1e6:,.0f} |" for users, size in found["bytes"].items()]
     text = "\n".join(lines)
-    said = "Users per round are in the mean where it is private; digits, adapters of rank 16, what the frozen model makes of"
-    return f"{said}\nexamples being kept beside it.\n\n{text}"
+    said = (
+        "Users per round are a mean where it is private; digits, adapters of rank 16. What the frozen model makes of examples"
+    )
+    return f"{said}\nwas made before the rounds that are timed.\n\n{text}"
