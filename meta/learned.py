@@ -97,8 +97,9 @@ def learned_init(
     """As :func:`meta_initialisation`: where it is kept, without suffix. A private one says what it has spent."""
     facts = init_facts(data)
     if config.keep == "best" or config.shrink or config.public_steps:
-        told = privacy or config.public_steps
-        facts["val_users"] = data.population.contents("val") if told else data.population.fingerprint("val")
+        # A fingerprint holds everybody's items, which is no secret of a start that train users teach openly.
+        shown = privacy or config.public_steps
+        facts["val_users"] = data.population.contents("val") if shown else data.population.fingerprint("val")
     if config.public_steps:
         facts["public"] = [PUBLIC_USERS, PUBLIC_RATE]
     if config.shrink:

@@ -170,11 +170,12 @@ def staying(data: Prepared, ids: Sequence[str]) -> list[int]:
 
 def check_apart(data: Prepared, ids: Sequence[str]) -> None:
     """Raise ``ValueError`` if a val user, who would teach the patch, has exactly the examples of somebody who leaves."""
-    gone = {content(user): user.user_id for user in data.population.train if user.user_id in {*ids}}
+    leave = {*ids}
+    gone = {content(user): user.user_id for user in data.population.train if user.user_id in leave}
     for user in data.population.val:
-        if content(user) in gone:
+        if twin := gone.get(content(user)):
             raise ValueError(
-                f"val user {user.user_id!r} has exactly the examples of {gone[content(user)]!r}, who leaves, and would "
+                f"val user {user.user_id!r} has exactly the examples of {twin!r}, who leaves, and would "
                 "teach the patch: delete that user's rows too, or begin at random (--public-steps 0 --fresh 0.6 --rate 0.05)."
             )
 
