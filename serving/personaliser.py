@@ -19,17 +19,17 @@ from agents.checkpoint import choose_plans, load_policy
 from agents.run import RunConfig
 from backbones.base import hash_tensors
 from backbones.pathways import Pathways, Weights
-from envs.oracles import crossed
 from envs.rules import Rules
 from envs.scenario import Scenario
-from meta.inner import MetaInit, adapt, measure
+from meta.inner import MetaInit, adapt
+from serving.changes import has_changed
 from serving.examples import Shelf, batch_of, labelled, ready
 from serving.export import export_peft
 from serving.records import LEVELS, Adapter, Codec
 from serving.slots import Slots
 from serving.store import UnknownUserError, UserStore, check_id
 from users.base import Examples
-from users.batch import CHUNK, Batch
+from users.batch import CHUNK
 
 UNKNOWN = ("error", "bare")
 COUNTERS = ("predictions", "bare_predictions", "slot_hits", "slot_misses", "evictions")
@@ -302,9 +302,8 @@ class Personaliser:
     def update(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
         """New examples of an enrolled user: the mask is chosen and the adapter made anew, from new and earlier ones.
 
-        Earlier examples are there as far as ``keep`` allows. They are left out where the user has changed: where the adapter
-        made from them predicts the new examples worse (in mean log-likelihood) than the bare model does, or than adapters do
-        that are made of one half of these and asked about the other.
+        Earlier examples are there as far as ``keep`` allows. They are left out where the user has changed, see
+        :func:`serving.changes.has_changed`.
 
         Args:
             user: somebody who is enrolled.
@@ -321,23 +320,13 @@ class Personaliser:
             before = self._store.get(user)
             packed, kept = _parts(before)
             adapter, earlier = self._codec.unpack(packed), self._shelf.unpack(kept)
-            changed = earlier is None or self._has_changed(adapter, new)
+            changed = earlier is None or has_changed(self.pathways, self.init, adapter, earlier, new)
             price = self._price(adapter.cost_weight if cost_weight is None and self._rules.weight.varies else cost_weight)
             shown = self._shelf.latest(None if changed else earlier, new)
             record, given = self._made({user: shown}, price)[user]
             if self._store.replace(user, before, record):  # else somebody was faster, and theirs is what there is to update
                 self._drop([user])
                 return given
-
-    def _has_changed(self, adapter: Adapter, new: Examples) -> bool:
-        weights = {key: value[None] for key, value in (self.init.weights | adapter.weights).items()}
-        batch, on = batch_of(self.pathways, [new]), torch.ones(1, self.pathways.num_pathways, dtype=torch.bool)
-        known = measure(self.pathways, weights, adapter.gates[None], batch)[1]
-        bare = measure(self.pathways, weights, ~on, batch)[1]
-        return bool(known > bare) or (len(new) > 1 and bool(known > crossed(batch, on, self._fresh)[1]))
-
-    def _fresh(self, fit: Batch, on: Batch, gates: Tensor) -> tuple[Tensor, Tensor]:
-        return measure(self.pathways, adapt(self.pathways, self.init, fit, gates), gates, on)
 
     def export(self, user: str, folder: str | Path) -> None:
         """Write an enrolled user's adapter as a PEFT checkpoint, see :func:`serving.export.export_peft`.

@@ -10,7 +10,7 @@ from agents import train_ppo
 from agents.run import RunConfig
 from backbones.bert import TextBackbone
 from envs import MINIATURES
-from eval.bench import changed, exits, many_loras, residents, stored
+from eval.bench import changed, exit_speeds, exits, many_loras, residents, stored
 from eval.bench.__main__ import main
 from serving.records import PRECISIONS
 from tests.test_bert import make_model, make_tokenizer
@@ -46,7 +46,7 @@ def row(exit_run):
 def test_a_run_that_may_exit_is_shown_at_every_cost_weight(row, exit_run):
     ways = row["ways"]
     weights = [f"{kind}, {weight:g}" for weight in exits.WEIGHTS for kind in ("policy", "best_static")]
-    assert [*ways] == ["bare", "all_on", *weights]
+    assert [*ways][: 2 + len(weights)] == ["bare", "all_on", *weights]
     assert ways["all_on"]["cost"] == pytest.approx(1)
     assert ways["bare"]["less"]["bare"]["mean"] == 0
     config = RunConfig.load(exit_run)
@@ -77,10 +77,36 @@ def test_what_is_timed_are_the_same_answers(exit_run):
     config = RunConfig.load(exit_run)
     scenario = config.scenario(exit_run)
     every = np.ones((len(scenario.users("test")), len(scenario.pathways)), dtype=bool)
-    calls = exits._calls(scenario, {"bare": scenario.executed(~every), "off again": scenario.executed(~every), "all_on": every})
+    masks = {"bare": scenario.executed(~every), "off again": scenario.executed(~every), "all_on": every}
+    calls = exit_speeds.calls(scenario, "test", masks)
     bare, served, on = calls["bare"](), calls["off again"]()[:, 0], calls["all_on"]()[:, 0]
     torch.testing.assert_close(bare, served, rtol=1e-4, atol=1e-5)
     assert (on - bare).abs().max() > 1e-3
+
+
+def test_for_a_speed_the_most_accurate_choice_of_val_users_is_taken(exit_run, monkeypatch):
+    scenario = RunConfig.load(exit_run).scenario(exit_run)
+    pathways, users = len(scenario.pathways), scenario.users("val")
+    masks = {"late": np.arange(pathways) == 3, "early": np.arange(pathways) == 0, "early again": np.arange(pathways) == 0}
+    right = {
+        name: scenario.oracle.evaluate(users, np.tile(m, (len(users), 1)), "query").accuracy.mean() for name, m in masks.items()
+    }
+    choices = {name: lambda some, mask=mask: np.tile(mask, (len(some), 1)) for name, mask in masks.items()}
+    asked = []
+
+    def clock(scenario, split, plans, repeats):
+        asked.append((split, [*plans]))
+        return {name: exits.Spread.of([took[name]]) for name in plans}
+
+    monkeypatch.setattr(exit_speeds, "timed", clock)
+    took = {"bare": 10.0, "late": 6.0, "early": 3.0}
+    best = max(("late", "early"), key=right.__getitem__)
+    assert exit_speeds.fast_enough(scenario, choices, 1) == {1.2: best, 1.5: best}
+    assert asked == [("val", ["bare", "late", "early"])]
+    took["late"] = 6.5  # 1.54 times as fast: too near
+    assert exit_speeds.fast_enough(scenario, choices, 1) == {1.2: best, 1.5: "early"}
+    took |= {"late": 9.0, "early": 9.0}
+    assert exit_speeds.fast_enough(scenario, choices, 1) == {}
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +172,10 @@ def test_who_is_not_resident_is_answered_all_the_same(plain_run, monkeypatch):
 def test_users_who_change_are_updated_and_compared(plain_run, monkeypatch):
     monkeypatch.setattr(changed, "_without_shift", lambda users: users[0].query)  # of so few, nobody is without
     found = changed.measure_changed(plain_run)
-    assert [*found["changed"]] == [*found["unshifted"]] == ["kept", "update", "afresh", "bare"]
-    assert found["update_less"]["afresh"][0] == pytest.approx(found["changed"]["update"] - found["changed"]["afresh"])
-    assert "update less afresh" in changed.changed_table(found)
+    for case in ("changed", "same", "unshifted"):
+        assert [*found[case]] == ["kept", "update", "afresh", "bare"]
+        assert found["update_less"][case]["afresh"][0] == pytest.approx(found[case]["update"] - found[case]["afresh"])
+    assert "| | changed | did not change | changed, without any shift |" in changed.changed_table(found)
 
 
 def test_users_without_shifts_cannot_change(exit_run):

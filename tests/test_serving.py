@@ -154,13 +154,15 @@ def test_what_another_process_changes_counts_at_once(scenario, served):
         served.predict([other], inputs)
 
 
-def test_updates_join_old_and_new_examples_as_long_as_they_are_of_one_kind(scenario, tmp_path):
+def test_updates_join_old_and_new_examples_as_long_as_they_are_of_one_kind(scenario, tmp_path, monkeypatch):
     with serve(scenario, tmp_path, keep=40) as personaliser:
         given = personaliser.enroll_many(people(scenario), 0.1)
         user = max(given, key=lambda each: given[each].cost)
         inputs, labels = people(scenario)[user]
         count = len(labels)
-        assert personaliser.update(user, inputs[:5], labels[:5]).labels == count + 5
+        with monkeypatch.context() as alike:  # hardly trained adapters do not tell
+            alike.setattr("serving.personaliser.has_changed", lambda *args: False)
+            assert personaliser.update(user, inputs[:5], labels[:5]).labels == count + 5
         joined = personaliser.predict([user] * count, inputs)
         personaliser.enroll(user, torch.cat([inputs, inputs[:5]]), torch.cat([labels, labels[:5]]), 0.1)
         close = 0.03 if scenario.data.pathways.rate_scale < 1 else 5e-3  # half precision goes through every layer
@@ -183,7 +185,7 @@ def test_who_is_forgotten_while_they_are_updated_stays_forgotten(scenario, serve
 
 def test_of_two_updates_at_once_none_is_lost(scenario, tmp_path, monkeypatch):
     user, (inputs, labels) = next(iter(people(scenario).items()))
-    monkeypatch.setattr(Personaliser, "_has_changed", lambda *args: False)
+    monkeypatch.setattr("serving.personaliser.has_changed", lambda *args: False)
     with serve(scenario, tmp_path, keep=40) as personaliser:
         personaliser.enroll(user, inputs[:2], labels[:2], 0.1)
         made, calls = personaliser._made, []

@@ -18,14 +18,17 @@ from users.base import Examples, User
 
 NEW, KEPT, USUAL = 10, 20, 400
 """New examples of a user, earlier ones that are kept, and examples without any shift that everybody is asked about."""
+RIVALS = ("afresh", "kept", "bare")
+CASES = {"changed": "changed", "same": "did not change", "unshifted": "changed, without any shift"}
+"""What figures are of, with their heads in the table."""
 
 
 def measure_changed(folder: Path) -> dict[str, Any]:
-    """Accuracy of changed test users, by what was done about it. JSON-able.
+    """Accuracy of test users who change, and of the same ones if they do not, by what was done about it. JSON-able.
 
-    Every test user is enrolled on their own support and then becomes the next test user of other shifts: *kept* leaves their
-    adapter alone, *update* is given ten of the other's examples, *afresh* is somebody new who shows the same ten. All are asked
-    the other's query examples, and examples without any shift.
+    Every test user is enrolled on their own support and then becomes the next test user of other shifts, or stays who they are:
+    *kept* leaves their adapter alone, *update* is given ten of the other's support (or own validation) examples, *afresh* is
+    somebody new who shows the same ten. All are asked the other's (own) query examples; the changed ones without any shift too.
 
     Raises:
         FileNotFoundError: for a folder that is no run. ValueError: for a population without shifts.
@@ -37,33 +40,39 @@ def measure_changed(folder: Path) -> dict[str, Any]:
     if "shifts" not in users[0].info:
         raise ValueError(f"{folder} is a run on {config.env}, whose users have no shifts: give one on dsa/DigitsResNet-v0.")
     others = [_next_of_other_shifts(users, place) for place in range(len(users))]
-    asked = [other.query for other in others]
-    usual = _without_shift(users)
-    names = {way: [f"{way}-{user.user_id}" for user in users] for way in ("kept", "update", "afresh")}
+    usual, model = _without_shift(users), scenario.data.pathways.model
+    news = {"changed": [_raw(o.support, NEW) for o in others], "same": [_raw(user.validation, NEW) for user in users]}
+    asked = {"changed": [o.query for o in others], "same": [user.query for user in users]}
+    found, clean = {}, {}
     with (
         TemporaryDirectory(prefix="dsa-bench-") as scratch,
         Personaliser.from_run(folder, Path(scratch) / "users.db", slots=3 * len(users), keep=KEPT) as served,
     ):
-        for way in ("kept", "update"):
-            served.enroll_many({n: _raw(u.support) for n, u in zip(names[way], users, strict=True)}, price)
-        for name, other in zip(tqdm(names["update"], desc="users who change", unit="user"), others, strict=True):
-            served.update(name, *_raw(other.support, NEW))
-        served.enroll_many({n: _raw(o.support, NEW) for n, o in zip(names["afresh"], others, strict=True)}, price)
-        model = scenario.data.pathways.model
-        found = {way: _accuracies(served, names[way], asked) for way in names}
-        clean = {way: _accuracies(served, names[way], [usual] * len(users)) for way in names}
-        found["bare"] = np.array([_accuracy(_logits(model, each), each.labels) for each in asked])
-        clean["bare"] = np.full(len(users), _accuracy(_logits(model, usual), usual.labels))
-    less = {rival: paired_difference([found["update"]], [found[rival]]) for rival in ("afresh", "kept", "bare")}
-    apart = paired_difference([clean["update"]], [clean["bare"]])
+        for case, given in news.items():
+            names = {way: [f"{way}-{case}-{user.user_id}" for user in users] for way in ("kept", "update", "afresh")}
+            for way in ("kept", "update"):
+                served.enroll_many({n: _raw(u.support) for n, u in zip(names[way], users, strict=True)}, price)
+            for name, new in zip(tqdm(names["update"], desc=f"users, {case}", unit="user"), given, strict=True):
+                served.update(name, *new)
+            served.enroll_many(dict(zip(names["afresh"], given, strict=True)), price)
+            found[case] = {way: _accuracies(served, names[way], asked[case]) for way in names}
+            found[case]["bare"] = np.array([_accuracy(_logits(model, each), each.labels) for each in asked[case]])
+            if case == "changed":
+                clean = {way: _accuracies(served, names[way], [usual] * len(users)) for way in names}
+                clean["bare"] = np.full(len(users), _accuracy(_logits(model, usual), usual.labels))
+    found["unshifted"] = clean
     return {
         "env": config.env,
         "users": len(users),
-        "changed": {way: float(values.mean()) for way, values in found.items()},
-        "unshifted": {way: float(values.mean()) for way, values in clean.items()},
-        "update_less": {rival: [interval.mean, interval.low, interval.high] for rival, interval in less.items()},
-        "update_less_bare_unshifted": [apart.mean, apart.low, apart.high],
+        **{case: {way: float(values.mean()) for way, values in ways.items()} for case, ways in found.items()},
+        "update_less": {case: {rival: _less(ways, rival) for rival in RIVALS} for case, ways in found.items()},
     }
+
+
+def _less(ways: dict[str, NDArray[np.float64]], rival: str) -> list[float]:
+    """What `update` has more than a rival: mean, and both ends of the interval."""
+    found = paired_difference([ways["update"]], [ways[rival]])
+    return [found.mean, found.low, found.high]
 
 
 def _next_of_other_shifts(users: Sequence[User], place: int) -> User:
@@ -109,17 +118,17 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 def changed_table(found: dict[str, Any]) -> str:
     """What :func:`measure_changed` found, as Markdown."""
     lines = [
-        f"{found['users']} test users of `{found['env'].removeprefix('dsa/')}` whose shift becomes another one, who then "
-        f"label {NEW} new examples. {KEPT} earlier ones are kept for `update`.",
+        f"{found['users']} test users of `{found['env'].removeprefix('dsa/')}` whose shift becomes another one, or does not, "
+        f"and who then label {NEW} new examples. {KEPT} earlier ones are kept for `update`. Accuracy; in brackets what "
+        "`update` has more, with paired intervals.",
         "",
-        "| | accuracy through the new shift | without any shift |",
-        "| --- | --- | --- |",
-        *(f"| {way} | {found['changed'][way]:.3f} | {found['unshifted'][way]:.3f} |" for way in found["changed"]),
-        "",
+        f"| | {' | '.join(CASES.values())} |",
+        "| --- " * (1 + len(CASES)) + "|",
     ]
-    for rival, values in found["update_less"].items():
-        lines.append(f"- update less {rival}: {_text(Interval(*values))}")
-    lines.append(f"- without any shift, update less bare: {_text(Interval(*found['update_less_bare_unshifted']))}")
+    for way in found["changed"]:
+        less = {case: found["update_less"][case].get(way) for case in CASES}
+        cells = [f"{found[case][way]:.3f}" + (f" ({_text(Interval(*less[case]))})" if less[case] else "") for case in CASES]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
