@@ -85,8 +85,8 @@ class PersonalEnv(PathwaySelectionEnv):
     * ``placement`` (``"side"``), ``rank`` (16);
     * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3), ``inner_rate`` (0.1; in the
       placement ``lora`` a tenth of it), ``head_rate`` (None), ``outer_rate`` (0.001), ``rate_of_rates`` (0.01), ``all_on``
-      (0.2), ``resample`` (True), ``neutral`` (False), ``start_steps`` (0), ``keep`` (``"best"``), ``shrink`` (True): see
-      :class:`meta.trainer.MetaConfig`;
+      (0.2), ``resample`` (True), ``neutral`` (False), ``start_steps`` (0), ``start_copies`` (0), ``start_augment``
+      (``"shift"``), ``keep`` (``"best"``), ``shrink`` (True): see :class:`meta.trainer.MetaConfig`;
     * ``gates`` (``"adapters"``): what a mask may switch; ``"exit"`` makes the model's own readout a pathway, without which
       inference may end early (``placement="side"``), see :class:`envs.unipen.UnipenResNetExitEnv`; ``"skip"`` gives a gate to
       every block of one shape in and out, the identity being run in its place (not with ``placement="lora"``); or
@@ -132,6 +132,8 @@ def modelled(
     resample: bool = True,
     neutral: bool = False,
     start_steps: int = 0,
+    start_copies: int = 0,
+    start_augment: str = "shift",
     keep: str = "best",
     shrink: bool = True,
     embedding: Sequence[str] = DEFAULT,

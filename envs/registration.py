@@ -75,14 +75,16 @@ def register_all() -> None:
     )
     register(
         "dsa/UnipenResNetExit-v0",
-        **unipen | {"miniature": {**unipen["miniature"], "start_steps": 2}},
+        **unipen | {"miniature": {**unipen["miniature"], "start_steps": 2, "start_copies": 1}},
         entry_point="envs.unipen:UnipenResNetExitEnv",
         gates="exit",
         cost="flops",
         rank=64,
         meta_steps=200,
         inner_rate=0.5,
-        start_steps=600,
+        start_steps=4000,
+        start_copies=4,
+        start_augment="handwriting",
         shrink=False,
     )
     second_order: dict[str, Any] = {"algorithm": "maml", "inner_steps": 5, "rate_of_rates": 1e-3}

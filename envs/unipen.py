@@ -61,8 +61,8 @@ class UnipenResNetExitEnv(PathwaySelectionEnv):
     The users and the backbone of :class:`UnipenResNetEnv`, but the model's own readout is one more pathway. Where it is off,
     the logits are the sum of what the user's active pathways say, and inference stops after the deepest block that one of them
     reads: a mask then makes inference faster than the bare model. Pathways read the means of the four quarters of a feature
-    map; they are fitted to the examples that the classifier was fitted on, and meta-learned from there under masks of all
-    depths.
+    map; they are fitted to the examples that the classifier was fitted on, to warped copies of these and to what the
+    classifier says of them, and meta-learned from there under masks of all depths.
 
     ## Observation space
 
@@ -91,9 +91,9 @@ class UnipenResNetExitEnv(PathwaySelectionEnv):
 
     Those of :class:`envs.unipen.UnipenResNetEnv`, and of :class:`envs.modelled.PersonalEnv` and
     :func:`meta.images.pretrained_resnet`, with other defaults: ``gates`` (``"exit"``), ``cost`` (``"flops"``; or
-    ``"latency"``, ``"parameters"``), ``rank`` (64), ``start_steps`` (600), ``shrink``
-    (False), and of how they are meta-trained. ``render()`` shows in a shade of its own what a mask
-    leaves unrun.
+    ``"latency"``, ``"parameters"``), ``rank`` (64), ``start_steps`` (4000), ``start_copies`` (4), ``start_augment``
+    (``"handwriting"``), ``shrink`` (False), and of how they are meta-trained. ``render()`` shows in a shade of its own what a
+    mask leaves unrun.
 
     ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a
     step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``, ``reward_accuracy``, ``reward_cost``.

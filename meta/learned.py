@@ -14,7 +14,8 @@ from backbones.pathways import Weights
 from meta.inner import MetaInit
 from meta.private import Privacy, PrivateRounds, check_covered
 from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
-from meta.start import fitted_start
+from meta.start import DECAY, EXAMPLES, MASKS, RATE, fitted_start
+from meta.start import TAUGHT as TAUGHT_BY_MODEL
 from meta.store import KIND, UNSAID, init_facts
 from meta.trainer import CHECKPOINT, LATER, Log, Masks, MetaConfig, MetaTrainer
 from users.batch import Prepared
@@ -54,7 +55,14 @@ def begun(data: Prepared, config: MetaConfig, folder: Path) -> tuple[MetaInit | 
     """Where training begins, if not at random: at what val users teach, or at weights that are fitted to examples."""
     if config.public_steps:
         return public_start(data, config, config.public_steps, folder), None
-    return None, fitted_start(data, config.start_steps, config.seed) if config.start_steps else None
+    return None, _fitted(data, config)
+
+
+def _fitted(data: Prepared, config: MetaConfig) -> Weights | None:
+    """Weights that are fitted to the population model's examples, where that is asked for."""
+    if not config.start_steps:
+        return None
+    return fitted_start(data, config.start_steps, config.seed, config.start_copies, config.start_augment)
 
 
 def public_start(data: Prepared, config: MetaConfig, steps: int, folder: Path) -> MetaInit:
@@ -78,8 +86,7 @@ def public_start(data: Prepared, config: MetaConfig, steps: int, folder: Path) -
 
     def train() -> tuple[dict, dict]:
         support, query = (data.part("val", role) for role in ("support", "query"))
-        weights = fitted_start(data, learn.start_steps, learn.seed) if learn.start_steps else None
-        return MetaTrainer(data.pathways, support, query, learn, weights=weights).run().tensors(), facts
+        return MetaTrainer(data.pathways, support, query, learn, weights=_fitted(data, learn)).run().tensors(), facts
 
     return MetaInit.from_tensors(load_or_make(folder / f"public-{cache_key(**facts)}", TAUGHT, train)[0])
 
@@ -102,6 +109,8 @@ def learned_init(
         facts["val_users"] = data.population.contents("val") if shown else data.population.fingerprint("val")
     if config.public_steps:
         facts["public"] = [PUBLIC_USERS, PUBLIC_RATE]
+    if config.start_steps:
+        facts["start"] = [RATE, DECAY, MASKS, EXAMPLES, TAUGHT_BY_MODEL]
     if config.shrink:
         facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
         return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)

@@ -19,6 +19,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.artefacts import ArtefactError, cache_key, load_artefact
+from backbones.pretrain import AUGMENTATIONS
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from meta.accountant import Accountant, BudgetError, check_installed
@@ -47,6 +48,8 @@ SETTINGS = (
     "resample",
     "neutral",
     "start_steps",
+    "start_copies",
+    "start_augment",
     "public_steps",
     "keep",
     "shrink",
@@ -75,6 +78,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resample", action="store_true", help="deal support and query examples anew in every step")
     parser.add_argument("--neutral", action="store_true", help="keep the start's outputs at zero: for few train users")
     parser.add_argument("--start-steps", type=int, default=0, help="fit pathways to the population model's examples beforehand")
+    parser.add_argument("--start-copies", type=int, default=0, help="changed copies of each of those, where they are images")
+    parser.add_argument("--start-augment", default=defaults.start_augment, help=f"how: {', '.join(AUGMENTATIONS)}")
     parser.add_argument("--public-steps", type=int, default=0, help="meta-train on val users, who are public, beforehand")
     parser.add_argument("--keep", default=defaults.keep, choices=KEEP, help="last state, or best by val users")
     parser.add_argument("--shrink", action="store_true", help="let val users say how far few examples may move a user")

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, exists, load_artefact, save_artefact
 from backbones.pathways import Pathways, Weights
+from backbones.pretrain import AUGMENTATIONS
 from meta.inner import MetaInit, adapted
 from meta.masks import masks_for
 from meta.outer import ALGORITHMS, adapted_pathways
@@ -20,7 +21,7 @@ from users.batch import Batch, Rows
 Log = Callable[[str, float, int], None]
 Masks = Callable[[Tensor, torch.Generator], Tensor]
 KEEP = ("last", "best")
-LATER = {"start_steps": 0, "public_steps": 0}
+LATER = {"start_steps": 0, "start_copies": 0, "start_augment": "shift", "public_steps": 0}
 """Settings that came later: what was learned without them keeps its name."""
 CHECKPOINT = "meta-checkpoint"
 EVERY = 100
@@ -51,6 +52,8 @@ class MetaConfig:
             val users under a fixed mixture of masks. Few train users are soon known by heart.
         start_steps: fit the pathways to the examples that the population model was fitted on for so many steps before users
             are met, see :mod:`meta.start`; for pathways that are to do without the model's own readout.
+        start_copies: changed copies of every such image, beside it.
+        start_augment: how they are changed, a name from :data:`backbones.pretrain.AUGMENTATIONS`.
         public_steps: meta-train on val users, who are public, for so many steps before train users are met: what they teach
             need not be learned under noise. They then choose nothing (``keep``, ``shrink``), and say little where reported.
         shrink: choose on val users how far examples may move a user and in how many steps, see :mod:`meta.shrinkage`; by
@@ -72,6 +75,8 @@ class MetaConfig:
     neutral: bool = False
     keep: str = "last"
     start_steps: int = 0
+    start_copies: int = 0
+    start_augment: str = "shift"
     public_steps: int = 0
     shrink: bool = False
     seed: int = 0
@@ -98,6 +103,12 @@ class MetaConfig:
             raise ValueError(f"start_steps must be at least 0, got {self.start_steps}.")
         if self.start_steps and (self.neutral or self.random_start):
             raise ValueError("a start that is fitted (start_steps) is neither neutral nor random: choose one of them.")
+        AUGMENTATIONS.get(self.start_augment)
+        if self.start_copies < 0 or (self.start_copies and not self.start_steps):
+            raise ValueError(
+                f"start_copies ({self.start_copies}) are at least 0, and of the examples that start_steps ({self.start_steps}) "
+                "fit pathways to: give both, or neither."
+            )
         if self.public_steps < 0:
             raise ValueError(f"public_steps must be at least 0, got {self.public_steps}.")
         if self.public_steps and (self.keep == "best" or self.shrink):

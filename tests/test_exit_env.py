@@ -12,12 +12,14 @@ import torch
 from agents import cotrain
 from backbones.artefacts import ArtefactError
 from backbones.costs import CostModel
+from backbones.pathways import population_logits
 from envs import MINIATURES, latency
 from envs.rules import Rules
 from envs.scenario import load_scenario
 from eval import run
 from eval.budgets import measure_seed
-from meta.start import check_fitting, fitted_start, taken
+from meta import start
+from meta.start import check_fitting, fitted_start, taken, with_copies
 from meta.trainer import MetaConfig
 from tests import tastes, worlds
 
@@ -110,6 +112,47 @@ def test_a_fitted_start_answers_without_the_models_own_readout(scenario):
         right.append(float((logits.argmax(1) == labels).float().mean()))
     assert right[1] > right[0] + 0.2
     assert not weights["head.weight"].any()
+
+
+def test_a_fitted_start_learns_from_what_the_whole_model_says(scenario, monkeypatch):
+    data, pathways = scenario.data, scenario.data.pathways
+    table, places, _ = data.fitting()
+    said = population_logits(pathways.model, table)[places].log_softmax(1)
+    blocks = torch.zeros(1, pathways.num_pathways, dtype=torch.bool)
+    blocks[:, :-2] = True
+    apart = []
+    for taught in (0.0, 1.0):
+        monkeypatch.setattr(start, "TAUGHT", taught)
+        stacked = {key: w[None] for key, w in fitted_start(data, 150, seed=0).items()}
+        own = pathways.logits(taken(table, places[None]), stacked, blocks)[0].log_softmax(1)
+        apart.append(float((said.exp() * (said - own)).sum(1).mean()))
+    assert apart[1] < apart[0]
+
+
+def test_changed_copies_stand_behind_the_examples_they_are_of(scenario):
+    data = scenario.data
+    table, places, labels = data.fitting()
+    found, at, known = with_copies(data, 2, "handwriting", torch.Generator().manual_seed(0))
+    size, count = len(table.sites[0]), len(places)
+    assert len(found.sites[0]) == size + 2 * count
+    assert torch.equal(known, labels.repeat(3)) and torch.equal(at[:count], places)
+    assert torch.equal(at[count:], size + torch.arange(2 * count))
+    for site, old in zip(found.sites, table.sites, strict=True):
+        own, first, second = (site[at[k * count : (k + 1) * count]] for k in range(3))
+        assert torch.equal(own, old[places])
+        assert not torch.equal(first, second)
+    close = torch.cdist(found.sites[-1][at[count : 2 * count]], table.sites[-1][places])
+    assert (close.argmin(1) == torch.arange(count)).float().mean() > 2 / count  # a copy looks like what it is of
+
+
+def test_copies_are_made_of_images_alone_and_only_where_a_start_is_fitted(text_world):
+    with pytest.raises(ValueError, match="made of images, and population"):
+        with_copies(text_world.scenario.data, 1, "shift", torch.Generator())
+    for wrong in ({"start_copies": 2}, {"start_copies": -1, "start_steps": 1}):
+        with pytest.raises(ValueError, match="give both, or neither"):
+            MetaConfig(**wrong)
+    with pytest.raises(ValueError, match="Did you mean 'shift'"):
+        MetaConfig(start_augment="shfit")
 
 
 def test_a_start_is_never_fitted_to_what_users_are_rewarded_on(real_data):
