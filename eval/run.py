@@ -168,6 +168,7 @@ def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
         "classes": measuring.scenario.data.population.num_classes,
         "pathways": list(pathways.names),
         "costs": pathways.costs.alone.tolist(),
+        "counts": measuring.scenario.counts,
         "refused": refused,
         "notes": list(measuring.scenario.notes),
     }

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from backbones.costs import COSTS
 
 FORMAT = 1
 """Of results folders. A change that readers must know of is a new number."""
@@ -34,7 +36,8 @@ class RunFacts:
         cost_weight: that the tables are about. cost_weights: at which methods with a trade-off were measured.
         simulated: whether every seed redraws the users; else they are the same people in every seed.
         population: its name. classes: C. pathways: names ``[P]``. costs: what
-            each of them costs alone, as a share of ``C(all_on)``, ``[P]``.
+            each of them costs alone, as a share of ``C(all_on)``, ``[P]``. counts: what costs go by, see
+            :data:`backbones.costs.COSTS`; runs of before that was said counted parameters.
         shown: sizes of the support-size curve. few_shown: those of methods that train through the backbone.
         methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: it took.
     """
@@ -57,6 +60,7 @@ class RunFacts:
     refused: Mapping[str, str]
     command: str
     seconds: float
+    counts: str = COSTS[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -90,10 +94,10 @@ def read_run(folder: Path) -> RunFacts:
             f"{found.get('version', 'unknown')} of the package; this one reads format {FORMAT}. Read it with that version, or "
             "run python -m eval.run into a new folder."
         )
-    missing = [field.name for field in fields(RunFacts) if field.name not in found]
+    missing = [field.name for field in fields(RunFacts) if field.name not in found and field.default is MISSING]
     if missing:
         raise ResultsError(f"{path} lacks {', '.join(missing)}; was it edited? Run python -m eval.run again.")
-    facts = {field.name: found[field.name] for field in fields(RunFacts)}
+    facts = {field.name: found[field.name] for field in fields(RunFacts) if field.name in found}
     names = [field.name for field in fields(MethodFacts)]
     try:
         facts["methods"] = {name: MethodFacts(**{key: said[key] for key in names}) for name, said in found["methods"].items()}

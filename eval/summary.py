@@ -60,7 +60,7 @@ def summarise(results: Results) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{name: getattr(run, name) for name in ("version", "env", "population", "classes", "command", "seconds", "folds")},
-        **{name: getattr(run, name) for name in ("seeds", "simulated", "cost_weight", "cost_weights", "pathways")},
+        **{name: getattr(run, name) for name in ("seeds", "simulated", "cost_weight", "cost_weights", "pathways", "counts")},
         "shown": [size for size in _sizes(panel) if any(str(size) in one["curve"] for one in methods.values())],
         "subject": SUBJECT if methods.get(SUBJECT, {}).get("users") else None,
         "refused": dict(run.refused),

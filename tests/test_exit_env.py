@@ -196,5 +196,9 @@ def test_the_harness_measures_masks_that_end_early(real_data, tmp_path):
     assert {float(row["cost"]) for row in by["all_on"]} == {1.0}
     assert all(0 < float(row["cost"]) <= 1 for each in by.values() for row in each)
     report = (tmp_path / "results.md").read_text()
+    assert (
+        "Cost: operations of all that runs, as a share" in report
+        and "cost: operations" in (tmp_path / "report.html").read_text()
+    )
     assert "inf" not in report.replace("info", "")
     assert {"1" in row["mask"] for name in ("best_static", "greedy", "random") for row in by[name]} == {True}

@@ -9,6 +9,8 @@ from eval.summary import KINDS
 
 Summary = Mapping[str, Any]
 FLIPPED = {"above": "below", "below": "above"}
+COUNTED = {"parameters": "active parameters", "flops": "operations of all that runs", "latency": "time of all that runs"}
+"""What cost is, by what a run counts."""
 EXAMPLES = ("labelled examples of the user", "(support first, then validation)")
 """What the support curve counts, and in which order it shows them."""
 INFERENCE = ("one user, 1 example", "one user, 64 examples", "64 users, 1 example each")
@@ -79,9 +81,10 @@ def main_table(summary: Summary) -> Table:
         cells[name] = [*row, short(means["stored"], "B")]
     note = (
         f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the "
-        "users who gain least. Made worse: share of users with a gain below zero. Cost: active parameters, as a share of those "
-        "with every pathway on. Labels: of the user's own. Trainable, active: parameters; stored: bytes per user. Means of "
-        "methods with fewer users are of those users; differences (of accuracy) are of the users whom both have."
+        "users who gain least. Made worse: share of users with a gain below zero. Cost: "
+        f"{COUNTED[summary['counts']]}, as a share of those with every pathway on. Labels: of the user's own. Trainable, "
+        "active: parameters; stored: bytes per user. Means of methods with fewer users are of those users; differences (of "
+        "accuracy) are of the users whom both have."
     )
     return Table("Every method", heads, _lines(summary, cells), note)
 

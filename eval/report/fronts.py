@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.pareto import WORST_COST, pareto_front
 from eval.report.axes import Frame, Rectangle, Scale, broken, even_ticks, free_spot, linear, ratio_ticks
-from eval.report.contents import Summary, measured
+from eval.report.contents import COUNTED, Summary, measured
 from eval.report.figures import WIDE, clipped, look
 from eval.report.picture import Box, Mark, Path, Picture, Place, Text
 
@@ -24,7 +24,7 @@ def accuracy_against_cost(summary: Summary) -> Picture:
     lines = -(-len(methods) // KEY)
     picture = Picture("Accuracy against cost", _said(summary, methods), WIDE, BOTTOM + 52 + 15.0 * lines)
     frame = Frame(picture, LEFT, TOP, RIGHT, BOTTOM)
-    across, upright = _scales(frame, methods)
+    across, upright = _scales(frame, methods, summary["counts"])
     for name in sorted((name for name in methods if methods[name]["trades"]), key=lambda name: name == summary["subject"]):
         _front(picture, summary, name, across, upright)
     places = {name: (across(one["means"]["cost"]), upright(one["means"]["accuracy"])) for name, one in methods.items()}
@@ -43,7 +43,7 @@ def accuracy_against_cost(summary: Summary) -> Picture:
     return picture
 
 
-def _scales(frame: Frame, methods: Mapping[str, Any]) -> tuple[Scale, Scale]:
+def _scales(frame: Frame, methods: Mapping[str, Any], counts: str) -> tuple[Scale, Scale]:
     """The axes; costs beyond the whole-model mask's stand behind a break."""
     costs = [one["means"]["cost"] for one in methods.values()] + _of_weights(methods, "cost")
     heights = [one["means"]["accuracy"] for one in methods.values()] + _of_weights(methods, "accuracy")
@@ -56,7 +56,7 @@ def _scales(frame: Frame, methods: Mapping[str, Any]) -> tuple[Scale, Scale]:
     if dear:
         beyond = [tick for tick in ratio_ticks(1.5, 1.2 * max(costs)) if across(tick) > middle + 26]
         ticks += [(tick, f"{tick:g}") for tick in beyond[:: max(1, len(beyond) // 3)]]
-    frame.across(across, ticks, "cost: active parameters, share of all pathways on")
+    frame.across(across, ticks, f"cost: {COUNTED[counts]}, share of all pathways on")
     frame.upright(
         upright, [(t, f"{t:g}") for t in even_ticks(min(heights) - pad, max(heights) + pad)], "accuracy on query examples"
     )
