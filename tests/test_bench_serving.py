@@ -152,7 +152,7 @@ def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
     assert [one["users"] for one in on_disk["stores"]] == [50, 200]
     for one in on_disk["stores"]:
         assert one["bytes_per_user"] >= each["int4"]
-        assert 0 < one["read"]["median"] <= one["read"]["p99"]
+        assert all(0 < one[how]["median"] <= one[how]["p99"] for how in ("read", "cold"))
     config = RunConfig.load(plain_run)
     scenario = config.scenario(plain_run)
     adapters, gates = stored.adapters_of(plain_run, config, scenario)
@@ -160,6 +160,7 @@ def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
     assert on_disk["precisions"]["float32"]["accuracy"] == pytest.approx(outcome.accuracy.mean())
     assert len(adapters) == len(scenario.users("test"))
     assert "| PEFT checkpoint |" in stored.stored_table(on_disk)
+    assert " | - | " in stored.stored_table(on_disk | {"stores": [one | {"cold": None} for one in on_disk["stores"]]})
 
 
 def test_who_is_not_resident_is_answered_all_the_same(plain_run, monkeypatch):
