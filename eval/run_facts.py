@@ -36,8 +36,8 @@ class RunFacts:
         cost_weight: that the tables are about. cost_weights: at which methods with a trade-off were measured.
         simulated: whether every seed redraws the users; else they are the same people in every seed.
         population: its name. classes: C. pathways: names ``[P]``. costs: what
-            each of them costs alone, as a share of ``C(all_on)``, ``[P]``. counts: what costs go by, see
-            :data:`backbones.costs.COSTS`; runs of before that was said counted parameters.
+            each of them costs alone, as a share of ``C(all_on)``, ``[P]``. counts: what costs go by, one of
+            :data:`backbones.costs.COSTS`; None where a run of before does not say.
         shown: sizes of the support-size curve. few_shown: those of methods that train through the backbone.
         methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: it took.
     """
@@ -60,7 +60,7 @@ class RunFacts:
     refused: Mapping[str, str]
     command: str
     seconds: float
-    counts: str = COSTS[0]
+    counts: str | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,6 +98,8 @@ def read_run(folder: Path) -> RunFacts:
     if missing:
         raise ResultsError(f"{path} lacks {', '.join(missing)}; was it edited? Run python -m eval.run again.")
     facts = {field.name: found[field.name] for field in fields(RunFacts) if field.name in found}
+    if facts.get("counts") not in (None, *COSTS):
+        raise ResultsError(f"{path}: costs go by {', '.join(COSTS)}, not {facts['counts']!r}. Run python -m eval.run again.")
     names = [field.name for field in fields(MethodFacts)]
     try:
         facts["methods"] = {name: MethodFacts(**{key: said[key] for key in names}) for name, said in found["methods"].items()}

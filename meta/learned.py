@@ -14,8 +14,7 @@ from backbones.pathways import Weights
 from meta.inner import MetaInit
 from meta.private import Privacy, PrivateRounds, check_covered
 from meta.shrinkage import FACTORS, PRIORS, PROMISING, REPEATS, SCALES, SHARPNESS, SIZES, USERS, shrunk
-from meta.start import DECAY, EXAMPLES, MASKS, RATE, fitted_start
-from meta.start import TAUGHT as TAUGHT_BY_MODEL
+from meta.start import CONSTANTS, fitted_start
 from meta.store import KIND, UNSAID, init_facts
 from meta.trainer import CHECKPOINT, LATER, Log, Masks, MetaConfig, MetaTrainer
 from users.batch import Prepared
@@ -83,6 +82,8 @@ def public_start(data: Prepared, config: MetaConfig, steps: int, folder: Path) -
     learn = replace(learn, outer_rate=PUBLIC_RATE, rate_of_rates=PUBLIC_RATE, resample=True)
     facts = {name: fact for name, fact in init_facts(data).items() if name != "train_users"}
     facts |= {"val_users": data.population.contents("val"), **asdict(learn)}
+    if learn.start_steps:
+        facts["fitted_start"] = CONSTANTS
 
     def train() -> tuple[dict, dict]:
         support, query = (data.part("val", role) for role in ("support", "query"))
@@ -110,7 +111,7 @@ def learned_init(
     if config.public_steps:
         facts["public"] = [PUBLIC_USERS, PUBLIC_RATE]
     if config.start_steps:
-        facts["start"] = [RATE, DECAY, MASKS, EXAMPLES, TAUGHT_BY_MODEL]
+        facts["fitted_start"] = CONSTANTS
     if config.shrink:
         facts["shrinkage"] = [USERS, SIZES, FACTORS, SCALES, PRIORS, SHARPNESS, REPEATS, PROMISING]
         return _shrunk(data, replace(config, shrink=False), folder, facts, log, privacy)

@@ -22,8 +22,9 @@ from users.batch import CHUNK, Prepared
 RATE, DECAY = 3e-3, 0.1
 MASKS, EXAMPLES = 8, 64
 """Masks per step, and examples under each of them."""
-TAUGHT = 0.5
+TEACHER = 0.5
 """What the whole model says of an example counts for so much, and its label for the rest."""
+CONSTANTS = [RATE, DECAY, MASKS, EXAMPLES, TEACHER]
 
 
 def fitted_start(data: Prepared, steps: int, seed: int, copies: int = 0, augment: str = "shift") -> Weights:
@@ -42,12 +43,12 @@ def fitted_start(data: Prepared, steps: int, seed: int, copies: int = 0, augment
         ValueError: if the population has no ``fitting`` examples, or nothing but those of a cross-fitted model: users are
             rewarded on these; for copies of what are no images.
     """
-    check_fitting(data)
+    check_fitting(data, copies)
     pathways, draw = data.pathways, torch.Generator().manual_seed(seed)
     table, places, labels = with_copies(data, copies, augment, draw) if copies else data.fitting()
     with torch.no_grad():
         said = population_logits(pathways.model, table)[places].softmax(1)
-    answers = TAUGHT * said + (1 - TAUGHT) * torch.nn.functional.one_hot(labels, said.shape[1])
+    answers = TEACHER * said + (1 - TEACHER) * torch.nn.functional.one_hot(labels, said.shape[1])
     weights = {key: weight.requires_grad_() for key, weight in pathways.start(seed).items()}
     head = pathways.num_pathways - 1
     learned = [weights[key] for p in range(head) for key in pathways.keys[p]]
@@ -67,13 +68,11 @@ def with_copies(data: Prepared, copies: int, augment: str, draw: torch.Generator
     """As :meth:`users.batch.Prepared.fitting`, with changed copies of every image behind the rest.
 
     Raises:
-        ValueError: for examples that are no images, or an unknown augmentation, with a suggestion.
+        ValueError: for an unknown augmentation, with a suggestion.
     """
     population, backbone, change = data.population, data.pathways.model.backbone, AUGMENTATIONS.get(augment)
     fitting, (table, places, labels) = population.fitting, data.fitting()
     assert fitting is not None
-    if backbone.channel_axis != 1:
-        raise ValueError(f"changed copies are made of images, and population {population.name!r} has none: set start_copies=0.")
     parts, everything = [], fitting.inputs.repeat(copies, *[1] * (fitting.inputs.dim() - 1))
     for some in tqdm(everything.split(CHUNK), desc="changed copies to start from", unit="batch"):
         raw = some if population.items is None else population.items.take(some.tolist())
@@ -87,15 +86,18 @@ def taken(table: Frozen, places: Tensor) -> Frozen:
     return table.map(lambda t: t[places])
 
 
-def check_fitting(data: Prepared) -> None:
-    """Raise ``ValueError`` where there is nothing that a start may be fitted to."""
-    population = data.population
+def check_fitting(data: Prepared, copies: int = 0) -> None:
+    """Raise ``ValueError`` where there is nothing that a start may be fitted to, or nothing of which copies can be made."""
+    population, none = data.population, "start_steps=0 and start_copies=0"
     if population.fitting is None or not len(population.fitting):
-        raise ValueError(f"population {population.name!r} has no `fitting` examples to start from; set start_steps=0.")
+        raise ValueError(f"population {population.name!r} has no `fitting` examples to start from; set {none}.")
+    seen = data.pathways.model.backbone.reference_inputs()
+    if copies and not (seen.is_floating_point() and seen.dim() == 4):
+        raise ValueError(f"changed copies are made of images, and population {population.name!r} has none: set start_copies=0.")
     if population.folds is not None:
         raise ValueError(
             f"the model of population {population.name!r} is cross-fitted: users are rewarded on its fitting examples. "
-            "Set start_steps=0, or choose a protocol with examples set aside."
+            f"Set {none}, or choose a protocol with examples set aside."
         )
 
 

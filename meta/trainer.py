@@ -104,11 +104,10 @@ class MetaConfig:
         if self.start_steps and (self.neutral or self.random_start):
             raise ValueError("a start that is fitted (start_steps) is neither neutral nor random: choose one of them.")
         AUGMENTATIONS.get(self.start_augment)
-        if self.start_copies < 0 or (self.start_copies and not self.start_steps):
-            raise ValueError(
-                f"start_copies ({self.start_copies}) are at least 0, and of the examples that start_steps ({self.start_steps}) "
-                "fit pathways to: give both, or neither."
-            )
+        if self.start_copies < 0:
+            raise ValueError(f"start_copies must be at least 0, got {self.start_copies}.")
+        if self.start_copies and not self.start_steps:
+            raise ValueError("start_copies are of the examples that start_steps fit pathways to: set start_copies=0 as well.")
         if self.public_steps < 0:
             raise ValueError(f"public_steps must be at least 0, got {self.public_steps}.")
         if self.public_steps and (self.keep == "best" or self.shrink):

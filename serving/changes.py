@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbones.pathways import Pathways, Weights
 from meta.inner import MetaInit, adapt, measure
-from serving.examples import batch_of, joined
+from serving.examples import batch_of, both
 from serving.records import Adapter
 from users.base import Examples
 from users.batch import Batch
@@ -24,12 +24,13 @@ def has_changed(pathways: Pathways, init: MetaInit, adapter: Adapter, earlier: E
 
     Two questions, both in mean log-likelihood of new examples; a yes to either suffices:
 
-    * Does the adapter made from the earlier examples predict them worse than adapters do, with everything on, that are made of
-      one half of the new ones and asked about the other?
+    * Does the adapter made from the earlier examples predict them worse than the bare model does, or than adapters do, with
+      everything on, that are made of one half of the new ones and asked about the other?
     * Held out a fifth at a time, are they predicted worse by adapters made of the other new ones and the earlier ones than by
       adapters made of the other new ones alone?
 
-    A single new example cannot be split: there the adapter is compared with the bare model.
+    A single new example cannot be split: the bare model alone is compared. Somebody who is served the bare model has no adapter
+    to ask: the second question decides.
 
     Args:
         pathways: along the model.
@@ -44,9 +45,14 @@ def has_changed(pathways: Pathways, init: MetaInit, adapter: Adapter, earlier: E
     told = _Told(pathways, init, earlier, new)
     weights = {key: value[None] for key, value in (init.weights | adapter.weights).items()}
     known = told.loss_of(weights, adapter.gates)
+    if known > told.loss_of(weights, torch.zeros_like(adapter.gates)):
+        return True
     if len(new) == 1:
-        return known > told.loss_of(weights, torch.zeros_like(adapter.gates))
-    return known > told.held_out(2, earlier=False) or told.held_out(FOLDS, earlier=True) > told.held_out(FOLDS, earlier=False)
+        return False
+    personal = bool((adapter.gates & (pathways.sizes > 0)).any())
+    if personal and known > told.held_out(2, earlier=False):
+        return True
+    return told.held_out(FOLDS, earlier=True) > told.held_out(FOLDS, earlier=False)
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,7 @@ class _Told:
     @cached_property
     def batch(self) -> Batch:
         """All N examples after the frozen model."""
-        inputs, labels = ([getattr(each, name) for each in (self.earlier, self.new)] for name in ("inputs", "labels"))
-        return batch_of(self.pathways, [Examples(joined(inputs), torch.cat(labels))])
+        return batch_of(self.pathways, [both(self.earlier, self.new)])
 
     @cached_property
     def place(self) -> Tensor:
@@ -84,5 +89,6 @@ class _Told:
 
     def _only(self, present: Tensor) -> Batch:
         """The examples alone that are ``present [K, N]``, as K users."""
-        some = self.batch.rows(torch.zeros(len(present), dtype=torch.long))
-        return replace(some, weights=present / present.sum(1, keepdim=True))
+        columns = present.any(0).nonzero()[:, 0]  # what nobody reads is not computed
+        some = self.batch.rows(torch.zeros(len(present), dtype=torch.long)).columns(columns)
+        return replace(some, weights=present[:, columns] / present.sum(1, keepdim=True))

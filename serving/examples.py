@@ -102,6 +102,11 @@ def batch_of(pathways: Pathways, users: Sequence[Examples]) -> Batch:
     return side_by_side(frozen, users, torch.arange(len(inputs)))
 
 
+def both(first: Examples, second: Examples) -> Examples:
+    """The examples of both, the first ones first. Raises ``ValueError`` for images of different sizes."""
+    return Examples(joined([first.inputs, second.inputs]), torch.cat([first.labels, second.labels]))
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The latest ``most`` examples of a user as bytes and back, for :meth:`Personaliser.update`."""
@@ -110,10 +115,12 @@ class Shelf:
 
     def latest(self, old: Examples | None, new: Examples) -> Examples:
         """The last ones of both; of the new ones all, however many."""
-        room = max(0, self.most - len(new))
-        if old is None or not room:
-            return new
-        return Examples(joined([old.inputs[-room:], new.inputs]), torch.cat([old.labels[-room:], new.labels]))
+        return new if (kept := self.beside(old, new)) is None else both(kept, new)
+
+    def beside(self, old: Examples | None, new: Examples) -> Examples | None:
+        """The last of the old ones, as many as there is room for beside the new; None where that is none."""
+        room = self.most - len(new)
+        return None if old is None or room < 1 else Examples(old.inputs[-room:], old.labels[-room:])
 
     def pack(self, examples: Examples) -> bytes:
         """The last of them; nothing where none are to be kept. Images in half precision, if they fit."""

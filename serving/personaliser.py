@@ -320,6 +320,7 @@ class Personaliser:
             before = self._store.get(user)
             packed, kept = _parts(before)
             adapter, earlier = self._codec.unpack(packed), self._shelf.unpack(kept)
+            earlier = self._shelf.beside(earlier, new)
             changed = earlier is None or has_changed(self.pathways, self.init, adapter, earlier, new)
             price = self._price(adapter.cost_weight if cost_weight is None and self._rules.weight.varies else cost_weight)
             shown = self._shelf.latest(None if changed else earlier, new)

@@ -84,7 +84,13 @@ def write_results(
     names = names or [f"u{index:03d}" for index in range(users)]
     run = {"format": FORMAT, "version": "0.0", "env": "dsa/Made-up-v0", "env_kwargs": {}, "seeds": list(range(seeds))}
     run |= {"folds": folds, "cost_weight": 0.1, "cost_weights": list(WEIGHTS), "simulated": simulated, "population": "made-up"}
-    run |= {"classes": 4, "pathways": list(PATHWAYS), "costs": [0.2] * len(PATHWAYS), "shown": list(shown)}
+    run |= {
+        "classes": 4,
+        "pathways": list(PATHWAYS),
+        "costs": [0.2] * len(PATHWAYS),
+        "shown": list(shown),
+        "counts": "parameters",
+    }
     run |= {"few_shown": list(shown if few_shown is None else few_shown)}
     run |= {"methods": {name: spec.facts() for name, spec in specs.items()}, "refused": {"prefix": "no attention here"}}
     run |= {"command": f"python -m eval.run --env dsa/Made-up-v0 --out {folder.name}", "seconds": 12.5, **facts}

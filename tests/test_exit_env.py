@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -18,7 +19,8 @@ from envs.rules import Rules
 from envs.scenario import load_scenario
 from eval import run
 from eval.budgets import measure_seed
-from meta import start
+from meta import learned, start
+from meta.learned import learned_init
 from meta.start import check_fitting, fitted_start, taken, with_copies
 from meta.trainer import MetaConfig
 from tests import tastes, worlds
@@ -122,7 +124,7 @@ def test_a_fitted_start_learns_from_what_the_whole_model_says(scenario, monkeypa
     blocks[:, :-2] = True
     apart = []
     for taught in (0.0, 1.0):
-        monkeypatch.setattr(start, "TAUGHT", taught)
+        monkeypatch.setattr(start, "TEACHER", taught)
         stacked = {key: w[None] for key, w in fitted_start(data, 150, seed=0).items()}
         own = pathways.logits(taken(table, places[None]), stacked, blocks)[0].log_softmax(1)
         apart.append(float((said.exp() * (said - own)).sum(1).mean()))
@@ -145,12 +147,22 @@ def test_changed_copies_stand_behind_the_examples_they_are_of(scenario):
     assert (close.argmin(1) == torch.arange(count)).float().mean() > 2 / count  # a copy looks like what it is of
 
 
+def test_a_start_that_is_fitted_is_kept_by_all_that_it_follows_from(scenario, tmp_path, monkeypatch):
+    config = MetaConfig(steps=1, users=2, start_steps=1, shrink=True)
+    first = learned_init(scenario.data, config, tmp_path)
+    assert learned_init(scenario.data, config, tmp_path) == first
+    assert learned_init(scenario.data, replace(config, start_copies=1), tmp_path) != first
+    monkeypatch.setattr(learned, "CONSTANTS", [*start.CONSTANTS[:-1], 0.25])
+    assert learned_init(scenario.data, config, tmp_path) != first
+
+
 def test_copies_are_made_of_images_alone_and_only_where_a_start_is_fitted(text_world):
     with pytest.raises(ValueError, match="made of images, and population"):
-        with_copies(text_world.scenario.data, 1, "shift", torch.Generator())
-    for wrong in ({"start_copies": 2}, {"start_copies": -1, "start_steps": 1}):
-        with pytest.raises(ValueError, match="give both, or neither"):
-            MetaConfig(**wrong)
+        check_fitting(text_world.scenario.data, 1)
+    with pytest.raises(ValueError, match="set start_copies=0 as well"):
+        MetaConfig(start_copies=2)
+    with pytest.raises(ValueError, match="start_copies must be at least 0, got -1"):
+        MetaConfig(start_copies=-1, start_steps=1)
     with pytest.raises(ValueError, match="Did you mean 'shift'"):
         MetaConfig(start_augment="shfit")
 
@@ -197,7 +209,7 @@ def test_the_harness_measures_masks_that_end_early(real_data, tmp_path):
     assert all(0 < float(row["cost"]) <= 1 for each in by.values() for row in each)
     report = (tmp_path / "results.md").read_text()
     assert (
-        "Cost: operations of all that runs, as a share" in report
+        "Cost: operations, as a share of what everything on takes, of all that runs" in report
         and "cost: operations" in (tmp_path / "report.html").read_text()
     )
     assert "inf" not in report.replace("info", "")

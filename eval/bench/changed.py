@@ -17,7 +17,7 @@ from serving.personaliser import Personaliser
 from users.base import Examples, User
 
 NEW, KEPT, USUAL = 10, 20, 400
-"""New examples of a user, earlier ones that are kept, and examples without any shift that everybody is asked about."""
+"""New examples of a user, the latest that are kept in all, and examples without any shift that everybody is asked about."""
 RIVALS = ("afresh", "kept", "bare")
 CASES = {"changed": "changed", "same": "did not change", "unshifted": "changed, without any shift"}
 """What figures are of, with their heads in the table."""
@@ -119,8 +119,8 @@ def changed_table(found: dict[str, Any]) -> str:
     """What :func:`measure_changed` found, as Markdown."""
     lines = [
         f"{found['users']} test users of `{found['env'].removeprefix('dsa/')}` whose shift becomes another one, or does not, "
-        f"and who then label {NEW} new examples. {KEPT} earlier ones are kept for `update`. Accuracy; in brackets what "
-        "`update` has more, with paired intervals.",
+        f"and who then label {NEW} new examples. The latest {KEPT} are kept for `update`, so that {KEPT - NEW} earlier ones "
+        "may join them. Accuracy; in brackets what `update` has more, with paired intervals.",
         "",
         f"| | {' | '.join(CASES.values())} |",
         "| --- " * (1 + len(CASES)) + "|",

@@ -59,13 +59,13 @@ def for_speeds(scenario: Scenario, policy: BasePolicy, rules: Rules, seed: int, 
     """Test users' masks ``[U, P]`` by the policy, and by one mask for all, that val users choose for each of :data:`SPEEDS`.
 
     The policy is asked at :data:`PRICES` cost weights; masks for all are those of :func:`eval.fronts.static_masks`. Of what is
-    fast enough for val users, that is chosen which answers most of their query examples correctly; where nothing is fast
-    enough, there is no such choice.
+    fast enough for val users, that is chosen which answers most of their query examples correctly, the faster of equal ones;
+    where nothing is fast enough, there is no such choice. A policy for one cost weight has nothing to choose between.
     """
     weight = rules.weight
     prices = np.linspace(weight.low, weight.high, PRICES) if weight.varies else [weight.low]
     told = [float(price) if weight.varies else None for price in prices]
-    policies = {f"{price:.3g}": partial(_asked, policy, scenario, rules, say) for price, say in zip(prices, told, strict=True)}
+    policies = {f"{price:.5g}": partial(_asked, policy, scenario, rules, say) for price, say in zip(prices, told, strict=True)}
     statics = {
         "".join(str(int(bit)) for bit in mask): partial(_same, mask)
         for mask in np.unique(scenario.executed(static_masks(scenario, seed)), axis=0)
@@ -83,14 +83,15 @@ def fast_enough(scenario: Scenario, choices: Mapping[str, Choose], repeats: int)
     masks: dict[str, Plans] = {}
     for name, choose in choices.items():
         chosen = choose(users)
-        if not any((chosen == other).all() for other in masks.values()):  # neighbouring prices give the same masks
-            masks[name] = chosen
+        for same in [other for other, known in masks.items() if (known == chosen).all()]:  # as neighbouring prices are
+            del masks[same]  # the dearer price stays: others' masks are no dearer by it
+        masks[name] = chosen
     accuracy = {name: scenario.oracle.evaluate(users, chosen, "query").accuracy.mean() for name, chosen in masks.items()}
     speed = timed(scenario, "val", {BARE: np.zeros_like(next(iter(masks.values()))), **masks}, repeats)
     best = {}
     for wanted in SPEEDS:
         if quick := [name for name in masks if speed[BARE].median >= MARGIN * wanted * speed[name].median]:
-            best[wanted] = max(quick, key=accuracy.__getitem__)
+            best[wanted] = max(quick, key=lambda name: (accuracy[name], -speed[name].median))
     return best
 
 

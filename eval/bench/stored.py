@@ -111,7 +111,8 @@ def stored(folder: Path, adapters: Adapters, count: int, scratch: Path) -> dict[
             seconds = _filled(store, [framed(codec.pack(adapter)) for adapter in adapters], count)
             slots, draw = Slots(served.pathways, served.init, 1), np.random.default_rng(0)
             taken = [_read(store, codec, slots, f"user-{n}") for n in draw.integers(count, size=READS)]
-            cold = [_read(store, codec, slots, f"user-{n}", path) for n in draw.integers(count, size=READS)]
+            again = draw.integers(count, size=READS if FORGETS else 0)
+            cold = [_read(store, codec, slots, f"user-{n}", path) for n in again]
             size = store.bytes()
         enrolments = _enrolments(folder, served)
     path.unlink()
@@ -120,7 +121,7 @@ def stored(folder: Path, adapters: Adapters, count: int, scratch: Path) -> dict[
         "bytes_per_user": size / count,
         "seconds": seconds,
         "read": _middle_and_late(taken),
-        "cold": _middle_and_late(cold) if FORGETS else None,
+        "cold": _middle_and_late(cold) if cold else None,
         "enrol": asdict(Spread.of(enrolments)),
     }
 
@@ -135,10 +136,14 @@ def _filled(store: UserStore, records: list[bytes], count: int) -> float:
 
 
 def _read(store: UserStore, codec: Codec, slots: Slots, user: str, cold: Path | None = None) -> float:
-    """Milliseconds from asking for somebody who is in no slot until they are in one; if cold, with that file out of memory."""
-    if cold and FORGETS:
-        with cold.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """Milliseconds from asking for somebody who is in no slot until they are in one.
+
+    ``cold``: a store whose files are put out of memory before; None: they stay there.
+    """
+    for path in (cold, cold.with_name(f"{cold.name}-wal")) if cold else ():
+        if path.exists():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
     packed = store.get(user)
     slots.load(user, codec.unpack(packed[4:]))

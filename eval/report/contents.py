@@ -9,7 +9,7 @@ from eval.summary import KINDS
 
 Summary = Mapping[str, Any]
 FLIPPED = {"above": "below", "below": "above"}
-COUNTED = {"parameters": "active parameters", "flops": "operations of all that runs", "latency": "time of all that runs"}
+COUNTED = {None: "what a mask switches on", "parameters": "active parameters", "flops": "operations", "latency": "time"}
 """What cost is, by what a run counts."""
 EXAMPLES = ("labelled examples of the user", "(support first, then validation)")
 """What the support curve counts, and in which order it shows them."""
@@ -82,11 +82,16 @@ def main_table(summary: Summary) -> Table:
     note = (
         f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the "
         "users who gain least. Made worse: share of users with a gain below zero. Cost: "
-        f"{COUNTED[summary['counts']]}, as a share of those with every pathway on. Labels: of the user's own. Trainable, "
-        "active: parameters; stored: bytes per user. Means of methods with fewer users are of those users; differences (of "
-        "accuracy) are of the users whom both have."
+        f"{COUNTED[summary['counts']]}, as a share of what everything on takes{_bare(summary['counts'])}. Labels: of the "
+        "user's own. Trainable, active: parameters; stored: bytes per user. Means of methods with fewer users are of those "
+        "users; differences (of accuracy) are of the users whom both have."
     )
     return Table("Every method", heads, _lines(summary, cells), note)
+
+
+def _bare(counts: str | None) -> str:
+    """What else is counted where all that runs is."""
+    return "" if counts in (None, "parameters") else ", of all that runs; methods without masks count as the bare model"
 
 
 def mask_table(summary: Summary) -> Table:

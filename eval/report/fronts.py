@@ -43,7 +43,7 @@ def accuracy_against_cost(summary: Summary) -> Picture:
     return picture
 
 
-def _scales(frame: Frame, methods: Mapping[str, Any], counts: str) -> tuple[Scale, Scale]:
+def _scales(frame: Frame, methods: Mapping[str, Any], counts: str | None) -> tuple[Scale, Scale]:
     """The axes; costs beyond the whole-model mask's stand behind a break."""
     costs = [one["means"]["cost"] for one in methods.values()] + _of_weights(methods, "cost")
     heights = [one["means"]["accuracy"] for one in methods.values()] + _of_weights(methods, "accuracy")
