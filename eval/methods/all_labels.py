@@ -58,8 +58,9 @@ class ValidationSearch(Chooser):
         """See :meth:`Chooser.choose`."""
         support, validation = _parts(shown)
         masks, costs = fitted.tensors["masks"], world.pathways.costs
-        kinds = masks.split([len(_usual(world)), len(masks) - len(_usual(world))])  # only the last differs between cost weights
-        found = torch.cat([_accuracies(world, each, support, validation) for each in kinds if len(each)], dim=1)
+        last = int(world.pathways.num_pathways > EXHAUSTIVE)  # the best static mask, which alone follows the cost weight
+        kinds = masks.split([len(masks) - last, last]) if last else [masks]
+        found = torch.cat([_accuracies(world, each, support, validation) for each in kinds], dim=1)
         return masks[(found - (cost_weight + 1e-9) * costs(masks)).argmax(1)]
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
