@@ -49,6 +49,7 @@ def test_a_run_that_may_exit_is_shown_at_every_cost_weight(row, exit_run):
     ways = row["ways"]
     weights = [f"{kind}, {weight:g}" for weight in exits.WEIGHTS for kind in ("policy", "best_static")]
     assert [*ways][: 2 + len(weights)] == ["bare", "all_on", *weights]
+    assert all(name.startswith(("policy for 1.", "best_static for 1.")) for name in [*ways][2 + len(weights) :])
     assert ways["all_on"]["cost"] == pytest.approx(1)
     assert ways["bare"]["less"]["bare"]["mean"] == 0
     config = RunConfig.load(exit_run)
@@ -168,6 +169,7 @@ def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
     assert [one["users"] for one in on_disk["stores"]] == [50, 200]
     for one in on_disk["stores"]:
         assert one["bytes_per_user"] >= each["int4"]
+        assert bool(one["cold"]) == stored.FORGETS
         assert all(0 < one[how]["median"] <= one[how]["p99"] for how in ("read", "cold") if one[how])
     config = RunConfig.load(plain_run)
     scenario = config.scenario(plain_run)

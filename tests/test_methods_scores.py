@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -557,3 +558,15 @@ def test_a_sharer_whose_adapters_diverge_shares_nothing(world, monkeypatch):
     monkeypatch.setattr(per_pcs, "_pieces", lambda world, shown: {k: v * torch.nan for k, v in real(world, shown).items()})
     with pytest.raises(FloatingPointError, match="every sharer"):
         make_method("per_pcs", sharers=4).fit(world, 0.1)
+
+
+def test_among_many_pathways_only_the_best_static_mask_is_asked_about_by_itself(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        all_labels, "_accuracies", lambda world, masks, *_: asked.append(len(masks)) or masks.double()[None, :, 0]
+    )
+    masks = torch.eye(9, dtype=torch.bool).flip(0)[-5:]  # the last one alone has the first pathway on
+    world = SimpleNamespace(pathways=SimpleNamespace(num_pathways=9, costs=lambda some: some.double().mean(1)))
+    shown, fitted = SimpleNamespace(parts=(None, None)), Fitted({"masks": masks})
+    chosen = all_labels.ValidationSearch().choose(world, fitted, shown, 0.1)
+    assert asked == [4, 1] and torch.equal(chosen, masks[-1:])
