@@ -12,7 +12,7 @@ from agents.checkpoint import choose_masks, load_policy
 from agents.run import RunConfig
 from backbones.bert import TextBackbone
 from envs import MINIATURES
-from eval.bench import changed, exit_speeds, exits, many_loras, residents, stored
+from eval.bench import changed, exit_speeds, exits, exits_pooled, many_loras, residents, stored
 from eval.bench.__main__ import main
 from serving.records import PRECISIONS
 from tests.test_bert import make_model, make_tokenizer
@@ -69,6 +69,48 @@ def test_its_table_gives_speed_as_a_ratio_to_the_bare_model(row):
     assert "| UnipenResNetExit-v0, seed 0 | bare |" in text
     line = next(line for line in text.splitlines() if "policy, 0.1 " in line)
     assert line.endswith("| 5.0 (4.0 - 6.0) | 2.00 |")
+
+
+def run_of(users, seed=0, simulated=False, fold=None, **accuracies):
+    ways = {name.replace("_15", " for 1.5x, "): (each, 10.0 if name == "bare" else 5.0) for name, each in accuracies.items()}
+    return {
+        "env": "dsa/Some-v0",
+        "seed": seed,
+        "settings": {} if fold is None else {"fold": fold},
+        "simulated": simulated,
+        "users": users,
+        "ways": {
+            name: {"each": each, "cost": 0.5, "milliseconds": {"median": ms, "least": ms, "most": ms}}
+            for name, (each, ms) in ways.items()
+        },
+    }
+
+
+def test_folds_bring_further_users_together():
+    first = run_of(["a", "b"], fold=0, bare=[0.0, 0.5], all_on=[1.0, 1.0], policy_15=[0.5, 0.5])
+    second = run_of(["c"], fold=1, bare=[1.0], all_on=[1.0], policy_15=[1.0])
+    (both,) = exits_pooled.pooled([first, second, {**first, "env": "dsa/Other-v0"}])
+    assert (both["title"], both["runs"], both["users"]) == ("Some-v0", 2, 3)
+    assert both["ways"]["all_on"]["less"]["bare"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert both["ways"]["policy for 1.5x"]["accuracy"] == pytest.approx(2 / 3)
+    assert both["ways"]["policy for 1.5x"]["speed"] == {"median": 2.0, "least": 2.0, "most": 2.0}
+    assert "| Some-v0, 2 runs, 3 users | bare | 0.500 | - |" in exits_pooled.pooled_table([both])
+    json.dumps(both)
+
+
+def test_seeds_bring_the_same_people_again_but_other_simulated_users():
+    runs = [run_of(["a", "b"], seed, bare=[0.0, 0.0], all_on=[seed, 1.0]) for seed in (0, 1)]
+    (people,) = exits_pooled.pooled(runs)
+    assert people["users"] == 2 and people["ways"]["all_on"]["accuracy"] == pytest.approx((0.5 + 1) / 2)
+    (simulated,) = exits_pooled.pooled([{**run, "simulated": True} for run in runs])
+    assert simulated["users"] == 4
+
+
+def test_ways_that_a_run_lacks_and_runs_with_other_settings_stay_apart():
+    with_choice, without = (run_of(["a"], bare=[0.0], all_on=[1.0], **more) for more in ({"policy_15": [1.0]}, {}))
+    (both,) = exits_pooled.pooled([with_choice, without])
+    assert [*both["ways"]] == ["bare", "all_on"]
+    assert exits_pooled.pooled([with_choice, {**without, "settings": {"rank": 4}}]) == []
 
 
 def test_a_run_that_cannot_exit_is_refused(plain_run):
@@ -209,7 +251,9 @@ def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch)
     monkeypatch.setattr(residents, "residents_table", lambda found: "residents here")
     monkeypatch.setattr(changed, "measure_changed", lambda run: {})
     monkeypatch.setattr(changed, "changed_table", lambda found: "changed here")
-    monkeypatch.setattr(exits, "measure_exits", lambda runs: [str(run) for run in runs])
+    monkeypatch.setattr(exits, "measure_exits", lambda runs, repeats: [str(run) for run in runs] * repeats)
+    monkeypatch.setattr(exits_pooled, "pooled", lambda rows: rows[1:])
+    monkeypatch.setattr(exits_pooled, "pooled_table", lambda rows: f"together {len(rows)}")
     monkeypatch.setattr(exits, "exits_table", lambda runs: f"exits of {len(runs)}")
     monkeypatch.setattr(stored, "measure_stored", lambda run, sizes: {"sizes": list(sizes)})
     monkeypatch.setattr(stored, "stored_table", lambda found: f"stored {found['sizes']}")
@@ -218,6 +262,8 @@ def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch)
     arguments = [
         "--runs",
         str(exit_run),
+        "--repeats",
+        "3",
         "--stored",
         str(plain_run),
         "--changed",
@@ -230,7 +276,8 @@ def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch)
     main(["serving", *arguments, "--write", str(page), "--json", str(tmp_path / "out.json")])
     text = page.read_text()
     for words in (
-        "exits of 1",
+        "exits of 3",
+        "together 2",
         "loras here",
         "stored [300, 300]",
         "residents here",

@@ -38,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("section", choices=SECTIONS, help="what is measured")
     parser.add_argument("--data-root", type=Path, help="env: folder of the data sets, for popquorn (default: $DSA_DATA_ROOT)")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="serving: runs whose gates may exit")
+    parser.add_argument("--repeats", type=int, default=15, help="serving: of a timed batch of --runs (default: %(default)s)")
     parser.add_argument("--stored", type=Path, help="serving: a run whose users are stored")
     parser.add_argument("--changed", type=Path, help="serving: a run whose users' shifts change")
     parser.add_argument("--users", type=int, default=1_000_000, help="serving: in the largest store (default: %(default)s)")
@@ -51,21 +52,27 @@ def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
     """The section ``serving``: those of its parts for which runs are given, and the one that needs none.
 
     Raises:
-        ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run.
+        ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run. ValueError: without
+            repeats.
     """
     if find_spec("peft") is None:
         raise ImportError("its rivals need PEFT: pip install 'dynamic-sparse-adapters[bench]'.")
     from eval.bench.changed import changed_table, measure_changed
     from eval.bench.exits import exits_table, measure_exits
+    from eval.bench.exits_pooled import pooled, pooled_table
     from eval.bench.many_loras import loras_table, measure_loras
     from eval.bench.residents import measure_residents, residents_table
     from eval.bench.stored import measure_stored, stored_table
 
+    if args.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
     found: dict[str, Any] = {}
     parts = {"": f"{machine()}."}
     if args.runs:
-        found["exits"] = measure_exits(args.runs)
-        parts["Masks that end early"] = exits_table(found["exits"])
+        found["exits"] = measure_exits(args.runs, args.repeats)
+        found["pooled"] = pooled(found["exits"])
+        tables = [exits_table(found["exits"])] + ([pooled_table(found["pooled"])] if found["pooled"] else [])
+        parts["Masks that end early"] = "\n\n".join(tables)
     found["loras"] = measure_loras()
     parts["Many users in one batch"] = loras_table(found["loras"])
     if args.stored:
@@ -107,7 +114,7 @@ def measured(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _told(args: argparse.Namespace) -> list[str]:
     """The arguments that the figures depend on."""
-    runs = ["--runs", *map(str, args.runs)] if args.runs else []
+    runs = ["--runs", *map(str, args.runs), "--repeats", str(args.repeats)] if args.runs else []
     for name in ("stored", "changed"):
         runs += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
     if args.stored:

@@ -39,24 +39,28 @@ def measure_exit(folder: Path, repeats: int) -> dict[str, Any]:
     scenario = config.scenario(folder)
     if scenario.data is None or not scenario.data.pathways.exits:
         raise ValueError(f"{folder} is a run on {config.env}, where masks run the whole network: give one on {SUCH} say.")
-    users, trained = scenario.users("test"), config.rules.weight
+    users, trained, seed = scenario.users("test"), config.rules.weight, config.seed
     policy, _ = load_policy(folder / "policy", scenario)
     every = np.ones((len(users), len(scenario.pathways)), dtype=bool)
     masks = {BARE: scenario.executed(~every), ALL_ON: every}
     for weight in [w for w in WEIGHTS if trained.low <= w <= trained.high] or trained.reported():
         own = choose_masks(policy, scenario, users, weight if trained.varies else None, config.rules)
-        static = best_static(scenario, weight, config.seed)
+        static = best_static(scenario, weight, seed)
         masks |= {f"policy, {weight:g}": own, f"best_static, {weight:g}": scenario.executed(np.tile(static, (len(users), 1)))}
-    masks |= for_speeds(scenario, policy, config.rules, config.seed, repeats)
+    masks |= for_speeds(scenario, policy, config.rules, seed, repeats)
     accuracy = {name: scenario.oracle.evaluate(users, chosen, "query").accuracy for name, chosen in masks.items()}
     scenario.save()
     speed = timed(scenario, "test", masks, repeats)
+    settings = {name: value for name, value in sorted(config.env_kwargs.items()) if name != "data_root"}
     return {
         "env": config.env,
-        "seed": config.seed,
-        "users": len(users),
+        "seed": seed,
+        "settings": settings,
+        "simulated": scenario.data.population.simulated,
+        "users": [scenario.user_ids[user] for user in users],
         "ways": {
             name: {
+                "each": accuracy[name].tolist(),
                 "accuracy": float(accuracy[name].mean()),
                 "less": {rival: asdict(paired_difference([accuracy[name]], [accuracy[rival]])) for rival in (BARE, ALL_ON)},
                 "cost": float(scenario.oracle.costs.of(chosen).mean()),
@@ -81,9 +85,9 @@ def exits_table(runs: Runs) -> str:
     for run in runs:
         bare = Spread(**run["ways"][BARE]["milliseconds"])
         for name, way in run["ways"].items():
-            less = [_interval(way["less"][rival]) if rival != name else "-" for rival in (BARE, ALL_ON)]
+            less = [interval(way["less"][rival]) if rival != name else "-" for rival in (BARE, ALL_ON)]
             spread = Spread(**way["milliseconds"])
-            where = f"{run['env'].removeprefix('dsa/')}, seed {run['seed']}" if name == BARE else ""
+            where = f"{run_name(run)}, seed {run['seed']}" if name == BARE else ""
             lines.append(
                 f"| {where} | {name} | {way['accuracy']:.3f} | {less[0]} | {less[1]} | {way['cost']:.2f} | {way['masks']} "
                 f"| {spread.text(1)} | {bare.median / spread.median:.2f} |"
@@ -91,5 +95,11 @@ def exits_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def _interval(one: dict[str, float]) -> str:
+def run_name(run: dict[str, Any]) -> str:
+    """Environment and settings of a run, as tables show them."""
+    return ", ".join([run["env"].removeprefix("dsa/"), *(f"{name} {value}" for name, value in run["settings"].items())])
+
+
+def interval(one: dict[str, float]) -> str:
+    """A difference with its interval, as tables show it."""
     return f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
