@@ -212,6 +212,7 @@ def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
     for one in on_disk["stores"]:
         assert one["bytes_per_user"] >= each["int4"]
         assert bool(one["cold"]) == stored.FORGETS
+        assert one["forget"] > 0
         assert all(0 < one[how]["median"] <= one[how]["p99"] for how in ("read", "cold") if one[how])
     config = RunConfig.load(plain_run)
     scenario = config.scenario(plain_run)

@@ -103,7 +103,7 @@ def peft_checkpoint(model: PopulationModel, scratch: Path) -> dict[str, float]:
 
 
 def stored(folder: Path, adapters: Adapters, count: int, scratch: Path) -> dict[str, Any]:
-    """A store of so many users: its size, reading users who are not resident, and enrolling further ones."""
+    """A store of so many users: its size, reading users who are not resident, forgetting one, and enrolling further ones."""
     path = scratch / f"{count}.db"
     with Personaliser.from_run(folder, path, precision="int4") as served:
         codec = Codec(served.pathways, served.init, "int4")
@@ -114,6 +114,7 @@ def stored(folder: Path, adapters: Adapters, count: int, scratch: Path) -> dict[
             again = draw.integers(count, size=READS if FORGETS else 0)
             cold = [_read(store, codec, slots, f"user-{n}", path) for n in again]
             size = store.bytes()
+            forgetting = _forgotten(store, "user-0")
         enrolments = _enrolments(folder, served)
     path.unlink()
     return {
@@ -123,6 +124,7 @@ def stored(folder: Path, adapters: Adapters, count: int, scratch: Path) -> dict[
         "read": _middle_and_late(taken),
         "cold": _middle_and_late(cold) if cold else None,
         "enrol": asdict(Spread.of(enrolments)),
+        "forget": forgetting,
     }
 
 
@@ -147,6 +149,13 @@ def _read(store: UserStore, codec: Codec, slots: Slots, user: str, cold: Path | 
     start = time.perf_counter()
     packed = store.get(user)
     slots.load(user, codec.unpack(packed[4:]))
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _forgotten(store: UserStore, user: str) -> float:
+    """Milliseconds of erasing somebody, which rewrites the whole file."""
+    start = time.perf_counter()
+    store.forget([user])
     return 1e3 * (time.perf_counter() - start)
 
 
@@ -183,14 +192,16 @@ def stored_table(found: dict[str, Any]) -> str:
         "",
         "Stores of such users in four bits, everything that is on disk counted; reads of users who are not resident, up to "
         "their slot, as the file comes to be in memory by reading, and with all of it put out of memory before each read (what "
-        "SQLite itself keeps apart); enrolments from raw examples.",
+        "SQLite itself keeps apart); forgetting somebody, which rewrites the file (any number of them at once takes as "
+        "long); enrolments from raw examples.",
         "",
-        "| users | bytes per user | read, ms (median, p99) | read from disk, ms (median, p99) | enrolment, ms |",
-        "| --- | --- | --- | --- | --- |",
+        "| users | bytes each | read, ms (median, p99) | read from disk, ms (median, p99) | forgetting, ms | enrolment, ms |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for one in stores:
         reads = " | ".join(f"{each['median']:.2f}, {each['p99']:.2f}" if each else "-" for each in (one["read"], one["cold"]))
-        lines.append(f"| {one['users']:,} | {one['bytes_per_user']:,.0f} | {reads} | {Spread(**one['enrol']).text(1)} |")
+        size, enrol = f"{one['bytes_per_user']:,.0f}", Spread(**one["enrol"]).text(1)
+        lines.append(f"| {one['users']:,} | {size} | {reads} | {one['forget']:,.0f} | {enrol} |")
     ratio = stores[-1]["enrol"]["median"] / stores[0]["enrol"]["median"]
     few, many = (f"{one['users']:,}" for one in (stores[0], stores[-1]))
     lines += ["", f"Enrolling takes {ratio:.2f} of the time with {many} users that it takes with {few}."]
