@@ -1,8 +1,9 @@
 """Paired bootstrap intervals over users. Shapes: per seed one array ``[U]``, aligned between the compared methods."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,24 @@ def paired_difference(first: Sequence[Values], second: Sequence[Values], resampl
     means = resampled_means([d[:, None] for d in each], resamples, seed)[:, 0]
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.mean([d.mean() for d in each])), float(low), float(high))
+
+
+def units(each: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], simulated: bool) -> list[Values]:
+    """What intervals are over, from values ``[...]`` by user in each of some runs: differences of those whom both have.
+
+    Args:
+        each: per run, by user.
+        other: the same runs, in the same order.
+        simulated: whether a name is somebody else in every run.
+
+    Returns:
+        Of simulated users one array ``[U, ...]`` per run; of real people one in all, each of them averaged over their runs.
+    """
+    rows = [{user: one[user] - two[user] for user in one if user in two} for one, two in zip(each, other, strict=True)]
+    if simulated:
+        return [np.stack([*row.values()]) for row in rows if row]
+    people = sorted({user for row in rows for user in row})
+    return [np.stack([np.mean([row[user] for row in rows if user in row], axis=0) for user in people])]
 
 
 @dataclass(frozen=True)

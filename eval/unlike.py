@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from agents.bootstrap import paired_difference
+from agents.bootstrap import paired_difference, units
 from backbones.artefacts import ArtefactError, write_atomically
 from envs.scenario import forget_scenarios
 from eval.headline import text_of, write_between_markers
@@ -66,15 +66,6 @@ def accuracies(measuring: Measuring, name: str, likeness: torch.Tensor) -> Halve
             if count > 1:
                 found[asked.ids[row]] = np.array([float(hits[row, half].mean()) for half in halves(likeness[user, :count])])
     return found
-
-
-def units(each: Sequence[Halves], other: Sequence[Halves], simulated: bool) -> list[NDArray[np.float64]]:
-    """Differences ``[U, 2]`` of those whom both have: per seed, or of real people one array, averaged over seeds."""
-    rows = [{user: one[user] - two[user] for user in one if user in two} for one, two in zip(each, other, strict=True)]
-    if simulated:
-        return [np.stack([*row.values()]) for row in rows if row]
-    people = sorted({user for row in rows for user in row})
-    return [np.stack([np.mean([row[user] for row in rows if user in row], axis=0) for user in people])]
 
 
 def table(plan: Plan, found: dict[str, list[Halves]], simulated: bool) -> list[str]:

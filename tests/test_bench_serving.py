@@ -1,6 +1,8 @@
 """The benchmark of serving, in miniature: what it compares is the same, and what it reports is what was measured."""
 
 import json
+import shutil
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,17 +10,20 @@ import pytest
 import torch
 
 from agents import train_ppo
+from agents.bootstrap import paired_difference
 from agents.checkpoint import choose_masks, load_policy
 from agents.run import RunConfig
 from backbones.bert import TextBackbone
 from envs import MINIATURES
 from eval.bench import changed, exit_speeds, exits, exits_pooled, many_loras, residents, stored
 from eval.bench.__main__ import main
+from eval.bench.exit_runs import exit_runs, shared, title
 from serving.records import PRECISIONS
 from tests.test_bert import make_model, make_tokenizer
 
 pytest.importorskip("peft")
 
+POPQUORN = "dsa/PopquornBertExit-v0"
 QUIET = ["--no-progress", "--num-threads", "1"]
 
 
@@ -42,7 +47,8 @@ def plain_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def row(exit_run):
-    return exits.measure_exit(exit_run, 2)
+    (found,) = exits.measure_exits([exit_run], 2)
+    return found
 
 
 def test_a_run_that_may_exit_is_shown_at_every_cost_weight(row, exit_run):
@@ -51,7 +57,7 @@ def test_a_run_that_may_exit_is_shown_at_every_cost_weight(row, exit_run):
     assert [*ways][: 2 + len(weights)] == ["bare", "all_on", *weights]
     assert all(name.startswith(("policy for 1.", "best_static for 1.")) for name in [*ways][2 + len(weights) :])
     assert ways["all_on"]["cost"] == pytest.approx(1)
-    assert ways["bare"]["less"]["bare"]["mean"] == 0
+    assert [*ways["bare"]["less"]] == ["all_on"]
     config = RunConfig.load(exit_run)
     scenario = config.scenario(exit_run)
     users = scenario.users("test")
@@ -66,56 +72,102 @@ def test_its_table_gives_speed_as_a_ratio_to_the_bare_model(row):
     slow["ways"]["policy, 0.1"]["milliseconds"] = {"median": 5.0, "least": 4.0, "most": 6.0}
     slow["ways"]["bare"]["milliseconds"] = {"median": 10.0, "least": 9.0, "most": 12.0}
     text = exits.exits_table([slow])
-    assert "| UnipenResNetExit-v0, seed 0 | bare |" in text
+    (where,) = [line for line in text.splitlines() if "| bare |" in line]
+    assert where.startswith("| UnipenResNetExit-v0 ") and ", seed 0 | bare |" in where
     line = next(line for line in text.splitlines() if "policy, 0.1 " in line)
     assert line.endswith("| 5.0 (4.0 - 6.0) | 2.00 |")
 
 
-def run_of(users, seed=0, simulated=False, fold=None, **accuracies):
-    ways = {name.replace("_15", " for 1.5x, "): (each, 10.0 if name == "bare" else 5.0) for name, each in accuracies.items()}
+def run_of(seed=0, fold=None, simulated=False, settings=None, ms=5.0, **accuracies):
+    """A measured run's row: accuracies by way and user; ``policy_15`` stands for what was chosen for a speed."""
+    names = {name: name.replace("_15", f" for 1.5x, chosen in {seed}") for name in accuracies}
     return {
-        "env": "dsa/Some-v0",
+        "title": "Some-v0",
         "seed": seed,
-        "settings": {} if fold is None else {"fold": fold},
+        "fold": fold,
+        "settings": settings or {},
         "simulated": simulated,
-        "users": users,
         "ways": {
-            name: {"each": each, "cost": 0.5, "milliseconds": {"median": ms, "least": ms, "most": ms}}
-            for name, (each, ms) in ways.items()
+            names[name]: {
+                "each": each,
+                "cost": 0.5 + seed,
+                "masks": 1 + 2 * seed,
+                "milliseconds": dict.fromkeys(("median", "least", "most"), 10.0 if name == "bare" else ms),
+            }
+            for name, each in accuracies.items()
         },
     }
 
 
 def test_folds_bring_further_users_together():
-    first = run_of(["a", "b"], fold=0, bare=[0.0, 0.5], all_on=[1.0, 1.0], policy_15=[0.5, 0.5])
-    second = run_of(["c"], fold=1, bare=[1.0], all_on=[1.0], policy_15=[1.0])
-    (both,) = exits_pooled.pooled([first, second, {**first, "env": "dsa/Other-v0"}])
-    assert (both["title"], both["runs"], both["users"]) == ("Some-v0", 2, 3)
-    assert both["ways"]["all_on"]["less"]["bare"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3)
-    assert both["ways"]["policy for 1.5x"]["accuracy"] == pytest.approx(2 / 3)
-    assert both["ways"]["policy for 1.5x"]["speed"] == {"median": 2.0, "least": 2.0, "most": 2.0}
-    assert "| Some-v0, 2 runs, 3 users | bare | 0.500 | - |" in exits_pooled.pooled_table([both])
+    first = run_of(0, 0, bare={"a": 0.0, "b": 0.5}, all_on={"a": 1.0, "b": 1.0}, policy_15={"a": 0.5, "b": 0.5})
+    second = run_of(1, 1, ms=2.0, bare={"c": 1.0}, all_on={"c": 1.0}, policy_15={"c": 1.0})
+    (both,) = exits_pooled.pooled([first, second, run_of(2, settings={"rank": 4}, bare={"a": 1.0}, all_on={"a": 1.0})])
+    assert (both["runs"], both["users"]) == (2, 3)
+    chosen = both["ways"]["policy for 1.5x"]
+    assert chosen["accuracy"] == pytest.approx(2 / 3)
+    expected = paired_difference([np.array([0.5, 0.5, 1.0])], [np.array([0.0, 0.5, 1.0])])
+    assert chosen["less"]["bare"] == pytest.approx(asdict(expected))
+    assert (chosen["cost"], chosen["masks"], chosen["speed"]) == (1.0, [1, 3], [2.0, 5.0])
+    text = exits_pooled.pooled_table([both])
+    assert "| Some-v0, seeds 0, 1, folds 0, 1: 3 users | bare | 0.500 | - |" in text
+    assert " | 1.00 | 2 (1 - 3) | 3.50 (2.00 - 5.00) |" in text
     json.dumps(both)
 
 
-def test_seeds_bring_the_same_people_again_but_other_simulated_users():
-    runs = [run_of(["a", "b"], seed, bare=[0.0, 0.0], all_on=[seed, 1.0]) for seed in (0, 1)]
-    (people,) = exits_pooled.pooled(runs)
-    assert people["users"] == 2 and people["ways"]["all_on"]["accuracy"] == pytest.approx((0.5 + 1) / 2)
-    (simulated,) = exits_pooled.pooled([{**run, "simulated": True} for run in runs])
-    assert simulated["users"] == 4
+def test_a_person_of_several_seeds_counts_once_with_the_mean():
+    first = run_of(0, bare={"a": 0.0, "b": 0.0}, all_on={"a": 0.2, "b": 1.0})
+    second = run_of(1, bare={"c": 0.5, "a": 0.5}, all_on={"c": 0.5, "a": 1.0})
+    (people,) = exits_pooled.pooled([first, second])
+    expected = paired_difference([np.array([0.35, 1.0, 0.0])], [np.zeros(3)])
+    assert people["users"] == 3 and people["ways"]["all_on"]["less"]["bare"] == pytest.approx(asdict(expected))
+    assert people["ways"]["all_on"]["accuracy"] == pytest.approx((0.6 + 1.0 + 0.5) / 3)
 
 
-def test_ways_that_a_run_lacks_and_runs_with_other_settings_stay_apart():
-    with_choice, without = (run_of(["a"], bare=[0.0], all_on=[1.0], **more) for more in ({"policy_15": [1.0]}, {}))
-    (both,) = exits_pooled.pooled([with_choice, without])
-    assert [*both["ways"]] == ["bare", "all_on"]
-    assert exits_pooled.pooled([with_choice, {**without, "settings": {"rank": 4}}]) == []
+def test_simulated_users_are_others_in_every_run_and_runs_weigh_the_same():
+    first = run_of(0, simulated=True, bare={"a": 0.0, "b": 0.0}, all_on={"a": 0.2, "b": 1.0})
+    second = run_of(1, simulated=True, bare={"a": 0.5}, all_on={"a": 1.0})
+    (both,) = exits_pooled.pooled([first, second])
+    expected = paired_difference([np.array([0.2, 1.0]), np.array([0.5])], [np.zeros(2), np.zeros(1)])
+    assert both["users"] == 3 and both["ways"]["all_on"]["less"]["bare"] == pytest.approx(asdict(expected))
+    assert both["ways"]["all_on"]["accuracy"] == pytest.approx((0.6 + 1.0) / 2)
+
+
+def test_a_policy_is_compared_with_the_mask_for_all_that_was_chosen_like_it():
+    ways = {"bare": {"a": 0.0}, "all_on": {"a": 1.0}, "policy, 0.05": {"a": 0.8}, "best_static, 0.05": {"a": 0.3}}
+    ways |= {"policy for 1.5x, 0.2": {"a": 0.7}, "best_static for 1.2x, 01": {"a": 0.1}, "best_static for 1.5x, 10": {"a": 0.6}}
+    found = exits.against([ways], simulated=False)
+    assert found["policy, 0.05"]["less"]["best_static"]["mean"] == pytest.approx(0.5)
+    assert found["policy for 1.5x, 0.2"]["less"]["best_static"]["mean"] == pytest.approx(0.1)
+    assert [*found["best_static, 0.05"]["less"]] == ["bare", "all_on"] and [*found["all_on"]["less"]] == ["bare"]
+    assert exits.less_cells(found["bare"]) == "- | -1.000 [-1.000, -1.000] | -"
+
+
+def test_what_a_run_is_too_slow_for_is_left_out_and_named():
+    both = {"bare": {"a": 0.0}, "all_on": {"a": 1.0}}
+    (row,) = exits_pooled.pooled([run_of(0, policy_15={"a": 1.0}, **both), run_of(1, **both)])
+    assert [*row["ways"]] == ["bare", "all_on"]
+    assert "`policy for 1.5x` is left out, because 1 of 2 runs" in exits_pooled.pooled_table([row])
+
+
+def test_runs_that_answer_for_the_same_are_refused_before_anything_is_measured(exit_run, plain_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exit_run, copy)
+    with pytest.raises(ValueError, match="runs of one seed with the same settings: give one of them"):
+        exit_runs([exit_run, copy])
+    config = json.loads((copy / "config.json").read_text())
+    for change in ({"seed": 1}, {"total_timesteps": 64}, {"env_kwargs": config["env_kwargs"] | {"rank": 3}}):
+        (copy / "config.json").write_text(json.dumps(config | change))
+        assert len(exit_runs([exit_run, copy])) == 2
+    assert "fold" not in shared(RunConfig(**config | {"env": POPQUORN, "env_kwargs": {"fold": 1}}))["env_kwargs"]
+    seeds = [RunConfig.load(exit_run), replace(RunConfig.load(exit_run), seed=1, search=True)]
+    assert shared(seeds[0]) == shared(seeds[1]) != shared(replace(seeds[0], total_timesteps=64))
+    assert str(tmp_path) not in title(replace(seeds[0], env_kwargs={"data_root": str(tmp_path), "init": str(tmp_path / "x")}))
 
 
 def test_a_run_that_cannot_exit_is_refused(plain_run):
     with pytest.raises(ValueError, match="masks run the whole network"):
-        exits.measure_exits([plain_run])
+        exit_runs([plain_run])
 
 
 def test_what_is_timed_are_the_same_answers(exit_run):
@@ -212,7 +264,6 @@ def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
     for one in on_disk["stores"]:
         assert one["bytes_per_user"] >= each["int4"]
         assert bool(one["cold"]) == stored.FORGETS
-        assert one["forget"] > 0
         assert all(0 < one[how]["median"] <= one[how]["p99"] for how in ("read", "cold") if one[how])
     config = RunConfig.load(plain_run)
     scenario = config.scenario(plain_run)
@@ -286,5 +337,20 @@ def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch)
         "python -m eval.bench serving --runs",
     ):
         assert words in text
-    assert "old" not in text
+    assert "old" not in text and str(tmp_path) not in text and str(exit_run) not in text
     assert json.loads((tmp_path / "out.json").read_text())["stored"] == {"sizes": [300, 300]}
+
+
+def test_what_is_wrong_is_said_before_anything_is_measured(plain_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(many_loras, "measure_loras", lambda: pytest.fail("measured"))
+    page = tmp_path / "page.md"
+    page.write_text("no markers")
+    cases = {
+        "--repeats must be at least 1": ["--repeats", "0"],
+        "--users must be at least 1": ["--users", "0"],
+        "is not a run": ["--stored", str(tmp_path)],
+        "has no lines <!-- bench serving: begin -->": ["--write", str(page)],
+    }
+    for said, wrong in cases.items():
+        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+            main(["serving", *wrong, "--num-threads", "1"])

@@ -155,7 +155,7 @@ def test_other_settings_are_other_co_trainings(world):
 
 def test_the_settings_are_those_of_ppo_and_of_the_environments_meta_training(world):
     config, steps = make_method("cotrained").settings_in(world)
-    plain = make_method("ppo")._config(world, "uniform:0:0.3")
+    plain = make_method("ppo").run_config(world, "uniform:0:0.3")
     assert replace(config, cotrain=0) == plain and config.cotrain == 1
     assert (steps.steps, steps.users, steps.keep, steps.seed) == (1, 4, "last", 0)  # half of two steps
     layerwise, _ = make_method("cotrained").settings_in(replace(world, env="dsa/DigitsResNetLayerwise-v0"))

@@ -84,7 +84,7 @@ def test_the_settings_are_those_of_the_environment(world, method, fitted):
     assert (config.env, config.seed, config.cost_weight) == ("dsa/DigitsResNet-v0", 0, "uniform:0:0.3")
     assert (config.average, config.ppo["batch_size"], config.total_timesteps) == (0.95, 512, 1)
     assert config.env_kwargs.items() >= world.kwargs.items()
-    assert make_method("ppo")._config(world, 0.1).total_timesteps == 60_000
+    assert make_method("ppo").run_config(world, 0.1).total_timesteps == 60_000
 
 
 def test_a_second_fit_trains_nothing(world, method, fitted, untrained):

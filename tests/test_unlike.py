@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.bootstrap import units
 from eval import unlike
 from eval.plan import Place
 from eval.replay import plan_of
@@ -59,9 +60,9 @@ def test_real_people_are_averaged_over_seeds_and_simulated_ones_are_not():
     first = {"a": np.array([0.5, 0.5]), "b": np.array([1.0, 0.0])}
     second = {"a": np.array([0.7, 0.1])}
     zero = [{user: np.zeros(2) for user in seed} for seed in (first, second)]
-    (people,) = unlike.units([first, second], zero, simulated=False)
+    (people,) = units([first, second], zero, simulated=False)
     assert people == pytest.approx(np.array([[0.6, 0.3], [1.0, 0.0]]))
-    assert [len(part) for part in unlike.units([first, second], zero, simulated=True)] == [2, 1]
+    assert [len(part) for part in units([first, second], zero, simulated=True)] == [2, 1]
 
 
 def test_a_folder_whose_rows_were_made_with_another_fit_is_refused(folder, tmp_path):

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
+from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
 from eval.bench.clock import machine
 from eval.bench.masks import masks_table, measure_masks
 from eval.bench.private import measure_private, private_table
 from eval.bench.scale import measure_scale, scale_table
-from eval.headline import write_between_markers
+from eval.headline import page_with_markers, write_between_markers
 
 SECTIONS = ("env", "masks", "scale", "serving", "private")
 
@@ -52,9 +53,12 @@ def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
     """The section ``serving``: those of its parts for which runs are given, and the one that needs none.
 
     Raises:
-        ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run. ValueError: without
-            repeats.
+        ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run. ValueError: for runs that
+            cannot be measured, and numbers below 1.
     """
+    for name in ("repeats", "users"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if find_spec("peft") is None:
         raise ImportError("its rivals need PEFT: pip install 'dynamic-sparse-adapters[bench]'.")
     from eval.bench.changed import changed_table, measure_changed
@@ -64,15 +68,16 @@ def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
     from eval.bench.residents import measure_residents, residents_table
     from eval.bench.stored import measure_stored, stored_table
 
-    if args.repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
+    for folder in filter(None, (args.stored, args.changed)):  # known to be wrong now, not in an hour
+        RunConfig.load(folder)
     found: dict[str, Any] = {}
     parts = {"": f"{machine()}."}
     if args.runs:
         found["exits"] = measure_exits(args.runs, args.repeats)
         found["pooled"] = pooled(found["exits"])
-        tables = [exits_table(found["exits"])] + ([pooled_table(found["pooled"])] if found["pooled"] else [])
-        parts["Masks that end early"] = "\n\n".join(tables)
+        parts["Masks that end early"] = exits_table(found["exits"])
+        if found["pooled"]:
+            parts["The same, runs together"] = pooled_table(found["pooled"])
     found["loras"] = measure_loras()
     parts["Many users in one batch"] = loras_table(found["loras"])
     if args.stored:
@@ -114,12 +119,17 @@ def measured(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _told(args: argparse.Namespace) -> list[str]:
     """The arguments that the figures depend on."""
-    runs = ["--runs", *map(str, args.runs), "--repeats", str(args.repeats)] if args.runs else []
+    runs = ["--runs", *map(_shown, args.runs), "--repeats", str(args.repeats)] if args.runs else []
     for name in ("stored", "changed"):
-        runs += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+        runs += [f"--{name}", _shown(getattr(args, name))] if getattr(args, name) else []
     if args.stored:
         runs += ["--users", str(args.users)]
     return [args.section, *runs]
+
+
+def _shown(folder: Path) -> str:
+    """A folder as pages name it: where it lies on this machine is nobody's business."""
+    return folder.name if folder.is_absolute() else str(folder)
 
 
 def markers(section: str) -> tuple[str, str]:
@@ -132,6 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
     try:
+        if args.write:
+            page_with_markers(args.write, *markers(args.section))
         found, text = measured(args)
         text = f"{text}\n\nWritten by `{shlex.join(['python', '-m', 'eval.bench', *_told(args)])}`."
         print(text)

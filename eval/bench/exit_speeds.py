@@ -16,7 +16,8 @@ from eval.bench.clock import Spread, alternating_calls
 from eval.fronts import static_masks
 
 BATCH = 64
-BARE = "bare"
+BARE, POLICY, STATIC = "bare", "policy", "best_static"
+"""Ways of answering a batch, or how their names begin."""
 SPEEDS = (1.2, 1.5)
 """Times the bare model's speed that is asked for."""
 MARGIN = 1.05
@@ -59,8 +60,8 @@ def for_speeds(scenario: Scenario, policy: BasePolicy, rules: Rules, seed: int, 
     """Test users' masks ``[U, P]`` by the policy, and by one mask for all, that val users choose for each of :data:`SPEEDS`.
 
     The policy is asked at :data:`PRICES` cost weights; masks for all are those of :func:`eval.fronts.static_masks`. Of what is
-    fast enough for val users, that is chosen which answers most of their query examples correctly, the faster of equal ones;
-    where nothing is fast enough, there is no such choice. A policy for one cost weight has nothing to choose between.
+    fast enough for val users, that is chosen under which their mean accuracy on query examples is highest, the faster of equal
+    ones; where nothing is fast enough, there is no such choice. A policy for one cost weight has nothing to choose between.
     """
     weight = rules.weight
     prices = np.linspace(weight.low, weight.high, PRICES) if weight.varies else [weight.low]
@@ -71,7 +72,7 @@ def for_speeds(scenario: Scenario, policy: BasePolicy, rules: Rules, seed: int, 
         for mask in np.unique(scenario.executed(static_masks(scenario, seed)), axis=0)
     }
     found = {}
-    for kind, choices in (("policy", policies), ("best_static", statics)):
+    for kind, choices in ((POLICY, policies), (STATIC, statics)):
         for speed, name in fast_enough(scenario, choices, repeats).items():
             found[f"{kind} for {speed:g}x, {name}"] = choices[name](scenario.users("test"))
     return found

@@ -1,68 +1,71 @@
-"""Masks that beat the bare model: accuracy and throughput of a trained run whose policy may end inference early."""
+"""Masks that beat the bare model: accuracy and throughput of trained runs whose policies may end inference early."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agents.bootstrap import paired_difference
+from agents.bootstrap import Interval, paired_difference, units
 from agents.checkpoint import choose_masks, load_policy
 from agents.rivals import best_static
 from agents.run import RunConfig
 from eval.bench.clock import Spread
-from eval.bench.exit_speeds import BARE, BATCH, MARGIN, for_speeds, timed
+from eval.bench.exit_runs import exit_runs, shared, title
+from eval.bench.exit_speeds import BARE, BATCH, MARGIN, POLICY, STATIC, for_speeds, timed
+from eval.headline import text_of
 
 ALL_ON = "all_on"
 WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Cost weights that are shown, of those that a policy was trained for."""
-SUCH = "dsa/UnipenResNetExit-v0"
-Runs = list[dict[str, Any]]
+RIVALS = {BARE: "less the bare model", ALL_ON: "less all on", STATIC: "less best_static"}
+"""What ways are compared with, by the heads of columns; policies alone with the one mask for all that was chosen like them."""
+Row = dict[str, Any]
+"""Figures of one run, or of several together. JSON-able."""
 
 
-def measure_exits(folders: list[Path], repeats: int = 15) -> Runs:
-    """One row per run: accuracy on test users' query examples, and milliseconds of a batch of 64 different users. JSON-able.
+def measure_exits(folders: list[Path], repeats: int = 15) -> list[Row]:
+    """One row per run: accuracy on test users' query examples, and milliseconds of a batch of 64 users.
 
     Args:
-        folders: finished runs of ``agents.train_ppo`` on an environment whose gates may exit.
+        folders: finished runs of ``agents.train_ppo`` on environments whose gates may exit.
         repeats: of every call.
 
     Raises:
-        FileNotFoundError: for a folder that is no run. ValueError: for a run whose gates cannot exit.
+        FileNotFoundError, ValueError: see :func:`eval.bench.exit_runs.exit_runs`; before anything is measured.
     """
-    return [measure_exit(folder, repeats) for folder in folders]
+    return [measure_exit(folder, config, repeats) for folder, config in zip(folders, exit_runs(folders), strict=True)]
 
 
-def measure_exit(folder: Path, repeats: int) -> dict[str, Any]:
+def measure_exit(folder: Path, config: RunConfig, repeats: int) -> Row:
     """One run's figures, the policy at every reported cost weight."""
-    config = RunConfig.load(folder)
     scenario = config.scenario(folder)
-    if scenario.data is None or not scenario.data.pathways.exits:
-        raise ValueError(f"{folder} is a run on {config.env}, where masks run the whole network: give one on {SUCH} say.")
     users, trained, seed = scenario.users("test"), config.rules.weight, config.seed
     policy, _ = load_policy(folder / "policy", scenario)
     every = np.ones((len(users), len(scenario.pathways)), dtype=bool)
     masks = {BARE: scenario.executed(~every), ALL_ON: every}
     for weight in [w for w in WEIGHTS if trained.low <= w <= trained.high] or trained.reported():
         own = choose_masks(policy, scenario, users, weight if trained.varies else None, config.rules)
-        static = best_static(scenario, weight, seed)
-        masks |= {f"policy, {weight:g}": own, f"best_static, {weight:g}": scenario.executed(np.tile(static, (len(users), 1)))}
+        static = scenario.executed(np.tile(best_static(scenario, weight, seed), (len(users), 1)))
+        masks |= {f"{POLICY}, {weight:g}": own, f"{STATIC}, {weight:g}": static}
     masks |= for_speeds(scenario, policy, config.rules, seed, repeats)
     accuracy = {name: scenario.oracle.evaluate(users, chosen, "query").accuracy for name, chosen in masks.items()}
     scenario.save()
     speed = timed(scenario, "test", masks, repeats)
-    settings = {name: value for name, value in sorted(config.env_kwargs.items()) if name != "data_root"}
+    names = [scenario.user_ids[user] for user in users]
+    each = {name: dict(zip(names, values.tolist(), strict=True)) for name, values in accuracy.items()}
+    compared = against([each], simulated=True)
     return {
-        "env": config.env,
+        "title": title(config),
         "seed": seed,
-        "settings": settings,
+        "fold": config.env_kwargs.get("fold"),
+        "settings": shared(config),
         "simulated": scenario.data.population.simulated,
-        "users": [scenario.user_ids[user] for user in users],
         "ways": {
             name: {
-                "each": accuracy[name].tolist(),
-                "accuracy": float(accuracy[name].mean()),
-                "less": {rival: asdict(paired_difference([accuracy[name]], [accuracy[rival]])) for rival in (BARE, ALL_ON)},
+                "each": each[name],
+                **compared[name],
                 "cost": float(scenario.oracle.costs.of(chosen).mean()),
                 "masks": len(np.unique(chosen, axis=0)),
                 "milliseconds": asdict(speed[name]),
@@ -72,34 +75,60 @@ def measure_exit(folder: Path, repeats: int) -> dict[str, Any]:
     }
 
 
-def exits_table(runs: Runs) -> str:
+def against(runs: Sequence[Mapping[str, Mapping[str, float]]], simulated: bool) -> dict[str, dict[str, Any]]:
+    """Accuracy of every way of answering, and its paired differences from its :data:`RIVALS`.
+
+    Args:
+        runs: per run and way, accuracy by user; all of them have the same ways.
+        simulated: whether names are other users in every run, see :func:`agents.bootstrap.units`.
+    """
+    found = {}
+    for name in runs[0]:
+        mine = [run[name] for run in runs]
+        like = twin(name, [*runs[0]])
+        rivals = {BARE: BARE, ALL_ON: ALL_ON} | ({STATIC: like} if like else {})
+        apart = {rival: units(mine, [run[way] for run in runs], simulated) for rival, way in rivals.items() if way != name}
+        level = units(mine, [dict.fromkeys(one, 0.0) for one in mine], simulated)
+        less = {rival: asdict(paired_difference(each, [0 * part for part in each])) for rival, each in apart.items()}
+        found[name] = {"accuracy": float(np.mean([part.mean() for part in level])), "less": less}
+    return found
+
+
+def kind(name: str) -> str:
+    """A way without what was chosen for a speed, which runs differ in: ``policy for 1.5x, 0.2`` is ``policy for 1.5x``."""
+    return name.split(", ")[0] if " for " in name else name
+
+
+def twin(name: str, ways: Sequence[str]) -> str | None:
+    """The one mask for all that was chosen at the cost weight, or for the speed, of a policy's way; None for other ways."""
+    like = kind(name).replace(POLICY, STATIC, 1)
+    return next((way for way in ways if name.startswith(POLICY) and kind(way) == like), None)
+
+
+def less_cells(way: Mapping[str, Any]) -> str:
+    """Differences from the :data:`RIVALS` as cells of a table."""
+    return " | ".join(text_of(Interval(**way["less"][rival])) if rival in way["less"] else "-" for rival in RIVALS)
+
+
+def exits_table(rows: list[Row]) -> str:
     """The runs as Markdown: what each way of answering gets right, and how fast it is."""
     lines = [
-        f"A batch of {BATCH} different users, one example each; medians (least - most). Accuracy on test users' queries; "
-        "intervals are paired over users. Policies and static masks by cost weight; `for 1.5x`: the cost weight, or the one "
-        f"mask for all, with which val users are right most often at {MARGIN} times that speed or more, as measured here.",
+        f"A batch of {BATCH} users whose adapters are made already, one example each (people come again where a population has "
+        "fewer): medians (least - most) of answering it. Accuracy on test users' query examples, mean over users; differences "
+        "are paired over users. Policies and static masks by cost weight; `for 1.5x`: the cost weight, or the one mask for "
+        f"all, under which val users' accuracy is highest at {MARGIN} times that speed or more, as measured here. Cost: the "
+        "share of what everything on costs, as the environment counts it; masks: different ones.",
         "",
-        "| run | way | accuracy | less the bare model | less all on | cost | masks | ms | speed against bare |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| run | way | accuracy | {' | '.join(RIVALS.values())} | cost | masks | ms | speed against bare |",
+        "| --- " * (7 + len(RIVALS)) + "|",
     ]
-    for run in runs:
-        bare = Spread(**run["ways"][BARE]["milliseconds"])
-        for name, way in run["ways"].items():
-            less = [interval(way["less"][rival]) if rival != name else "-" for rival in (BARE, ALL_ON)]
+    for row in rows:
+        bare = Spread(**row["ways"][BARE]["milliseconds"])
+        where = f"{row['title']}, seed {row['seed']}" + ("" if row["fold"] is None else f", fold {row['fold']}")
+        for name, way in row["ways"].items():
             spread = Spread(**way["milliseconds"])
-            where = f"{run_name(run)}, seed {run['seed']}" if name == BARE else ""
             lines.append(
-                f"| {where} | {name} | {way['accuracy']:.3f} | {less[0]} | {less[1]} | {way['cost']:.2f} | {way['masks']} "
-                f"| {spread.text(1)} | {bare.median / spread.median:.2f} |"
+                f"| {where if name == BARE else ''} | {name} | {way['accuracy']:.3f} | {less_cells(way)} | {way['cost']:.2f} "
+                f"| {way['masks']} | {spread.text(1)} | {bare.median / spread.median:.2f} |"
             )
     return "\n".join(lines)
-
-
-def run_name(run: dict[str, Any]) -> str:
-    """Environment and settings of a run, as tables show them."""
-    return ", ".join([run["env"].removeprefix("dsa/"), *(f"{name} {value}" for name, value in run["settings"].items())])
-
-
-def interval(one: dict[str, float]) -> str:
-    """A difference with its interval, as tables show it."""
-    return f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"

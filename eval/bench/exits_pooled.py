@@ -1,85 +1,81 @@
-"""Several runs on one environment taken together: other folds bring further users, other seeds the same users again."""
+"""Several runs with the same settings taken together: other folds bring further users, other seeds the same users again."""
 
+import json
 from collections import defaultdict
-from collections.abc import Hashable
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agents.bootstrap import paired_difference
 from eval.bench.clock import Spread
 from eval.bench.exit_speeds import BARE
-from eval.bench.exits import ALL_ON, Runs, interval, run_name
-
-PerUser = NDArray[np.float64]
+from eval.bench.exits import RIVALS, Row, against, kind, less_cells
 
 
-def pooled(runs: Runs) -> Runs:
-    """A row for all runs of :func:`eval.bench.exits.measure_exits` that differ in seed and fold alone, if several. JSON-able.
+def pooled(rows: Sequence[Row]) -> list[Row]:
+    """A row for all runs of :func:`eval.bench.exits.measure_exits` that differ in seed and fold alone, where there are several.
 
-    Of a user whom several runs tested the mean over these runs counts (simulated users are others with every seed). Choices
-    for a speed go together whatever was chosen; ways that some run lacks are left out.
+    Of a person whom several runs tested the mean over these runs counts; simulated users are others in every run. Choices for a
+    speed go together whatever was chosen. Ways that some run lacks are left out, and named under ``missing``.
     """
-    alike: dict[str, Runs] = defaultdict(list)
-    for run in runs:
-        settings = {name: value for name, value in run["settings"].items() if name != "fold"}
-        alike[run_name({**run, "settings": settings})].append(run)
-    return [_together(name, several) for name, several in alike.items() if len(several) > 1]
+    alike = defaultdict(list)
+    for row in rows:
+        alike[json.dumps(row["settings"], sort_keys=True)].append(row)
+    return [_together(several) for several in alike.values() if len(several) > 1]
 
 
-def _together(title: str, runs: Runs) -> dict[str, Any]:
-    ways = [{_kind(name): way for name, way in run["ways"].items()} for run in runs]
-    people: list[list[Hashable]] = [[(run["simulated"] and run["seed"], user) for user in run["users"]] for run in runs]
-    common = [name for name in ways[0] if all(name in some for some in ways)]
-    right = {name: _per_user(people, [some[name]["each"] for some in ways]) for name in common}
-    ratios = {
-        name: [some[BARE]["milliseconds"]["median"] / some[name]["milliseconds"]["median"] for some in ways] for name in common
-    }
+def _together(rows: list[Row]) -> Row:
+    ways = [{kind(name): way for name, way in row["ways"].items()} for row in rows]
+    every = list(dict.fromkeys(name for some in ways for name in some))
+    common = [name for name in every if all(name in some for some in ways)]
+    simulated = rows[0]["simulated"]
+    compared = against([{name: some[name]["each"] for name in common} for some in ways], simulated)
+    people = [user for some in ways for user in some[BARE]["each"]]
     return {
-        "title": title,
-        "runs": len(runs),
-        "users": len(right[BARE]),
+        "title": rows[0]["title"],
+        "seeds": sorted({row["seed"] for row in rows}),
+        "folds": sorted({row["fold"] for row in rows} - {None}),
+        "users": len(people if simulated else set(people)),
+        "missing": {name: sum(name not in some for some in ways) for name in every if name not in common},
+        "runs": len(rows),
         "ways": {
             name: {
-                "accuracy": float(right[name].mean()),
-                "less": {rival: asdict(paired_difference([right[name]], [right[rival]])) for rival in (BARE, ALL_ON)},
+                **compared[name],
                 "cost": float(np.mean([some[name]["cost"] for some in ways])),
-                "speed": asdict(Spread.of(ratios[name])),
+                "masks": [some[name]["masks"] for some in ways],
+                "speed": [some[BARE]["milliseconds"]["median"] / some[name]["milliseconds"]["median"] for some in ways],
             }
             for name in common
         },
     }
 
 
-def _kind(name: str) -> str:
-    """``policy for 1.5x, 0.2`` as ``policy for 1.5x``; others as they are."""
-    return name.split(", ")[0] if " for " in name else name
-
-
-def _per_user(people: list[list[Hashable]], each: list[list[float]]) -> PerUser:
-    """Every user's mean over runs, ``[U]``, in the order of first sight."""
-    seen: dict[Hashable, list[float]] = defaultdict(list)
-    for users, values in zip(people, each, strict=True):
-        for user, value in zip(users, values, strict=True):
-            seen[user].append(value)
-    return np.array([np.mean(values) for values in seen.values()])
-
-
-def pooled_table(rows: Runs) -> str:
-    """The rows as Markdown."""
+def pooled_table(rows: Sequence[Row]) -> str:
+    """What :func:`pooled` found, as Markdown."""
     lines = [
-        "All runs on an environment together; intervals are paired over users, each the mean of the runs that tested them. "
-        "Speed: the median of the runs' ratios to the bare model (least - most).",
+        "The runs of an environment together. A person whom several runs tested counts once, with the mean; differences are "
+        "paired over users. Cost: mean over runs; masks and speed: medians over runs (least - most). What is `for 1.5x` was "
+        "chosen in every run by itself.",
         "",
-        "| runs | way | accuracy | less the bare model | less all on | cost | speed against bare |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| runs | way | accuracy | {' | '.join(RIVALS.values())} | cost | masks | speed against bare |",
+        "| --- " * (6 + len(RIVALS)) + "|",
     ]
     for row in rows:
+        folds = f", folds {_listed(row['folds'])}" if row["folds"] else ""
+        where = f"{row['title']}, seeds {_listed(row['seeds'])}{folds}: {row['users']} users"
         for name, way in row["ways"].items():
-            less = [interval(way["less"][rival]) if rival != name else "-" for rival in (BARE, ALL_ON)]
-            where = f"{row['title']}, {row['runs']} runs, {row['users']} users" if name == BARE else ""
-            speed = Spread(**way["speed"]).text(2)
-            lines.append(f"| {where} | {name} | {way['accuracy']:.3f} | {less[0]} | {less[1]} | {way['cost']:.2f} | {speed} |")
+            masks, speed = Spread.of(way["masks"]).text(), Spread.of(way["speed"]).text(2)
+            lines.append(
+                f"| {where if name == BARE else ''} | {name} | {way['accuracy']:.3f} | {less_cells(way)} | {way['cost']:.2f} "
+                f"| {masks} | {speed} |"
+            )
+    for row in rows:
+        for name, count in row["missing"].items():
+            lines += [
+                "",
+                f"{row['title']}: `{name}` is left out, because {count} of {row['runs']} runs have nothing that fast.",
+            ]
     return "\n".join(lines)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

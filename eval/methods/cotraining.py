@@ -65,7 +65,7 @@ class CoTrained(Chooser):
 
     def settings_in(self, world: World) -> tuple[RunConfig, MetaConfig]:
         """Settings of the run (those of ``ppo``, so that adapters alone differ), and of the further meta-training."""
-        config = replace(Gating(total_timesteps=self.total_timesteps)._config(world, RANGE), cotrain=1)
+        config = replace(Gating(total_timesteps=self.total_timesteps).run_config(world, RANGE), cotrain=1)
         steps = meta_config(config)
         return config, steps if self.meta_steps is None else replace(steps, steps=self.meta_steps)
 

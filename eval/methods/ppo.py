@@ -51,14 +51,14 @@ class Gating(Chooser):
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`. A training that was stopped goes on from its checkpoint."""
-        config = self._config(world, RANGE if self.one_for_all else cost_weight)
+        config = self.run_config(world, RANGE if self.one_for_all else cost_weight)
         _check(config.rules.weight, cost_weight)
         facts: Mapping[str, Any] = {"config": asdict(config)}
         run = world.folder / f"ppo-run-{world.key(**facts)}"
         with undisturbed():
             return Fitted(*world.kept("ppo", facts, lambda: _trained(config, world, run)))
 
-    def _config(self, world: World, cost_weight: float | str) -> RunConfig:
+    def run_config(self, world: World, cost_weight: float | str) -> RunConfig:
         """The run's settings: the YAML's for that environment."""
         given = {**known_spec(world.env).kwargs, **world.kwargs}
         settings = hyperparameters(world.env, ["warm_start:false"] if given.get("layerwise") else [])
