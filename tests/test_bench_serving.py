@@ -354,3 +354,16 @@ def test_what_is_wrong_is_said_before_anything_is_measured(plain_run, tmp_path, 
     for said, wrong in cases.items():
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
             main(["serving", *wrong, "--num-threads", "1"])
+
+
+def test_what_was_measured_is_kept_when_a_later_part_fails(exit_run, tmp_path, monkeypatch):
+    def failing():
+        raise OSError("no more room")
+
+    monkeypatch.setattr(exits, "measure_exits", lambda runs, repeats: ["measured"])
+    monkeypatch.setattr(exits, "exits_table", lambda rows: "exits")
+    monkeypatch.setattr(exits_pooled, "pooled", lambda rows: [])
+    monkeypatch.setattr(many_loras, "measure_loras", failing)
+    with pytest.raises(SystemExit, match="error: no more room"):
+        main(["serving", "--runs", str(exit_run), "--json", str(tmp_path / "out.json"), "--num-threads", "1"])
+    assert json.loads((tmp_path / "out.json").read_text()) == {"exits": ["measured"], "pooled": []}

@@ -52,6 +52,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
     """The section ``serving``: those of its parts for which runs are given, and the one that needs none.
 
+    What is measured is kept in the file of ``--json`` part by part, so that a failure costs one part.
+
     Raises:
         ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run. ValueError: for runs that
             cannot be measured, and numbers below 1.
@@ -78,16 +80,24 @@ def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
         parts["Masks that end early"] = exits_table(found["exits"])
         if found["pooled"]:
             parts["The same, runs together"] = pooled_table(found["pooled"])
+        _keep(args, found)
     found["loras"] = measure_loras()
     parts["Many users in one batch"] = loras_table(found["loras"])
+    _keep(args, found)
     if args.stored:
         found["stored"] = measure_stored(args.stored, (min(1_000, args.users), args.users))
         found["residents"] = measure_residents(args.stored)
         parts["Users on disk and in memory"] = f"{stored_table(found['stored'])}\n\n{residents_table(found['residents'])}"
+        _keep(args, found)
     if args.changed:
         found["changed"] = measure_changed(args.changed)
         parts["Users who change"] = changed_table(found["changed"])
     return found, "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts.items())
+
+
+def _keep(args: argparse.Namespace, found: Any) -> None:
+    if args.json:
+        write_atomically(args.json, json.dumps(found, indent=1).encode())
 
 
 def measured(args: argparse.Namespace) -> tuple[Any, str]:
@@ -147,8 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         found, text = measured(args)
         text = f"{text}\n\nWritten by `{shlex.join(['python', '-m', 'eval.bench', *_told(args)])}`."
         print(text)
-        if args.json:
-            write_atomically(args.json, json.dumps(found, indent=1).encode())
+        _keep(args, found)
         if args.write:
             write_between_markers(args.write, text, *markers(args.section))
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
