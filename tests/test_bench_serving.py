@@ -34,6 +34,13 @@ def trained(env, folder, *arguments):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_longer_than_needed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exit_speeds, "SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def exit_run(real_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "exit"

@@ -39,7 +39,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("section", choices=SECTIONS, help="what is measured")
     parser.add_argument("--data-root", type=Path, help="env: folder of the data sets, for popquorn (default: $DSA_DATA_ROOT)")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="serving: runs whose gates may exit")
-    parser.add_argument("--repeats", type=int, default=15, help="serving: of a timed batch of --runs (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="serving: of a timed batch of --runs, at least (default: %(default)s)"
+    )
     parser.add_argument("--stored", type=Path, help="serving: a run whose users are stored")
     parser.add_argument("--changed", type=Path, help="serving: a run whose users' shifts change")
     parser.add_argument("--users", type=int, default=1_000_000, help="serving: in the largest store (default: %(default)s)")

@@ -84,18 +84,29 @@ def alternating(ways: Mapping[str, Way], repeats: int) -> dict[str, Spread]:
     return {name: Spread.of(values) for name, values in found.items()}
 
 
-def alternating_calls(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Spread]:
-    """Milliseconds of several calls, in turns as in :func:`alternating`; each is made once beforehand."""
+def alternating_calls(calls: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.0) -> dict[str, Spread]:
+    """Milliseconds of several calls, in turns as in :func:`alternating`; each is made once beforehand.
+
+    Args:
+        calls: by name.
+        repeats: of every call, at least.
+        seconds: that all of them go on together, at least: medians of short calls need more repeats.
+    """
     names = list(calls)
     for name in names:
         calls[name]()
     found: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in tqdm(range(repeats), desc="measure calls", unit="repeat"):
-        turn = repeat % len(names)
-        for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            calls[name]()
-            found[name].append(1e3 * (time.perf_counter() - start))
+    begun, repeat = time.perf_counter(), 0
+    with tqdm(total=repeats, desc="measure calls", unit="repeat") as bar:
+        while repeat < repeats or time.perf_counter() - begun < seconds:
+            turn = repeat % len(names)
+            for name in names[turn:] + names[:turn]:
+                start = time.perf_counter()
+                calls[name]()
+                found[name].append(1e3 * (time.perf_counter() - start))
+            repeat += 1
+            bar.total = max(bar.total, repeat)
+            bar.update()
     return {name: Spread.of(values) for name, values in found.items()}
 
 

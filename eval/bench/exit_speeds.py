@@ -22,6 +22,8 @@ SPEEDS = (1.2, 1.5)
 """Times the bare model's speed that is asked for."""
 MARGIN = 1.05
 """So much faster on val users, so that the speed holds for others too."""
+SECONDS = 20.0
+"""Of timing, at least, whatever the repeats: a batch of a small network takes milliseconds, and a choice hangs on it."""
 PRICES = 61
 """Cost weights that are tried, over the whole range that a policy was trained for."""
 Choose = Callable[[Users], Plans]
@@ -29,7 +31,7 @@ Choose = Callable[[Users], Plans]
 
 def timed(scenario: Scenario, split: str, masks: dict[str, Plans], repeats: int) -> dict[str, Spread]:
     """Milliseconds of a batch under each choice of masks for a split's users, ``[U, P]``; they take turns."""
-    return alternating_calls(calls(scenario, split, masks), repeats)
+    return alternating_calls(calls(scenario, split, masks), repeats, SECONDS)
 
 
 def calls(scenario: Scenario, split: str, masks: dict[str, Plans]) -> dict[str, Callable[[], Tensor]]:

@@ -30,7 +30,7 @@ def measure_exits(folders: list[Path], repeats: int = 15) -> list[Row]:
 
     Args:
         folders: finished runs of ``agents.train_ppo`` on environments whose gates may exit.
-        repeats: of every call.
+        repeats: of every call, at least.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`eval.bench.exit_runs.exit_runs`; before anything is measured.
