@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -344,3 +345,21 @@ def test_private_rounds_are_measured_against_plain_ones():
     text = private.private_table(found)
     assert text.splitlines()[5].startswith("| inline, plain | 6 | ") and text.splitlines()[5].endswith("| 1.00 |")
     assert "| side, private | 6 | " in text and "| inline, 12 | " in text
+
+
+def test_short_calls_are_repeated_for_as_long_as_asked():
+    made = {"one": 0, "other": 0}
+
+    def calls(name):
+        def call():
+            made[name] += 1
+            time.sleep(0.001)
+
+        return call
+
+    ways = {name: calls(name) for name in made}
+    assert set(clock.alternating_calls(ways, 3)) == set(made)
+    assert made == {"one": 4, "other": 4}
+    start = time.perf_counter()
+    clock.alternating_calls(ways, 1, seconds=0.05)
+    assert time.perf_counter() - start >= 0.05 and made["one"] == made["other"] > 6

@@ -105,7 +105,6 @@ def alternating_calls(calls: Mapping[str, Callable[[], object]], repeats: int, s
                 calls[name]()
                 found[name].append(1e3 * (time.perf_counter() - start))
             repeat += 1
-            bar.total = max(bar.total, repeat)
             bar.update()
     return {name: Spread.of(values) for name, values in found.items()}
 
