@@ -17,7 +17,7 @@ from backbones.bert import TextBackbone
 from envs import MINIATURES
 from eval.bench import changed, exit_speeds, exits, exits_pooled, many_loras, residents, stored
 from eval.bench.__main__ import main
-from eval.bench.exit_runs import exit_runs, shared, title
+from eval.bench.exit_runs import exit_runs, fold_of, shared, title
 from serving.records import PRECISIONS
 from tests.test_bert import make_model, make_tokenizer
 
@@ -71,6 +71,8 @@ def test_a_run_that_may_exit_is_shown_at_every_cost_weight(row, exit_run):
     none = np.zeros((len(users), len(scenario.pathways)), dtype=bool)
     assert ways["bare"]["accuracy"] == pytest.approx(scenario.oracle.evaluate(users, none, "query").accuracy.mean())
     assert all(way["milliseconds"]["median"] > 0 for way in ways.values())
+    assert (row["seed"], row["fold"], row["simulated"]) == (0, None, False)
+    assert row["settings"] == shared(config) and set(ways["bare"]["each"]) == {scenario.user_ids[user] for user in users}
     json.dumps(row)
 
 
@@ -167,6 +169,8 @@ def test_runs_that_answer_for_the_same_are_refused_before_anything_is_measured(e
         (copy / "config.json").write_text(json.dumps(config | change))
         assert len(exit_runs([exit_run, copy])) == 2
     assert "fold" not in shared(RunConfig(**config | {"env": POPQUORN, "env_kwargs": {"fold": 1}}))["env_kwargs"]
+    folds = [RunConfig(**config | {"env": POPQUORN, "env_kwargs": given}) for given in ({}, {"fold": 0}, {"fold": 1})]
+    assert [fold_of(one) for one in [*folds, RunConfig.load(exit_run)]] == [0, 0, 1, None]
     seeds = [RunConfig.load(exit_run), replace(RunConfig.load(exit_run), seed=1, search=True)]
     assert shared(seeds[0]) == shared(seeds[1]) != shared(replace(seeds[0], total_timesteps=64))
     assert str(tmp_path) not in title(replace(seeds[0], env_kwargs={"data_root": str(tmp_path), "init": str(tmp_path / "x")}))
@@ -186,6 +190,16 @@ def test_what_is_timed_are_the_same_answers(exit_run):
     bare, served, on = calls["bare"](), calls["off again"]()[:, 0], calls["all_on"]()[:, 0]
     torch.testing.assert_close(bare, served, rtol=1e-4, atol=1e-5)
     assert (on - bare).abs().max() > 1e-3
+
+
+def test_batches_are_timed_for_as_long_as_said(exit_run, monkeypatch):
+    scenario = RunConfig.load(exit_run).scenario(exit_run)
+    asked = []
+    monkeypatch.setattr(exit_speeds, "alternating_calls", lambda calls, *how: asked.append(([*calls], how)))
+    monkeypatch.setattr(exit_speeds, "SECONDS", 3.0)
+    none = np.zeros((len(scenario.users("test")), len(scenario.pathways)), dtype=bool)
+    exit_speeds.timed(scenario, "test", {"bare": none, "one": ~none}, 2)
+    assert asked == [(["bare", "one"], (2, 3.0))]
 
 
 def test_choices_for_a_speed_are_made_on_val_users_and_shown_on_test_users(exit_run, monkeypatch):
@@ -271,6 +285,7 @@ def test_records_are_those_of_the_masks(on_disk, plain_run, monkeypatch):
     for one in on_disk["stores"]:
         assert one["bytes_per_user"] >= each["int4"]
         assert bool(one["cold"]) == stored.FORGETS
+        assert one["forget"] > 0
         assert all(0 < one[how]["median"] <= one[how]["p99"] for how in ("read", "cold") if one[how])
     config = RunConfig.load(plain_run)
     scenario = config.scenario(plain_run)
@@ -348,14 +363,17 @@ def test_the_command_writes_its_page(plain_run, exit_run, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "out.json").read_text())["stored"] == {"sizes": [300, 300]}
 
 
-def test_what_is_wrong_is_said_before_anything_is_measured(plain_run, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said_before_anything_is_measured(plain_run, exit_run, tmp_path, monkeypatch):
     monkeypatch.setattr(many_loras, "measure_loras", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(exits, "measure_exit", lambda *_: pytest.fail("measured"))
     page = tmp_path / "page.md"
     page.write_text("no markers")
     cases = {
         "--repeats must be at least 1": ["--repeats", "0"],
         "--users must be at least 1": ["--users", "0"],
-        "is not a run": ["--stored", str(tmp_path)],
+        "is not a run": ["--stored", str(tmp_path), "--runs", str(exit_run)],
+        "it has no config.json": ["--changed", str(tmp_path), "--runs", str(exit_run)],
+        "masks run the whole network": ["--runs", str(exit_run), str(plain_run)],
         "has no lines <!-- bench serving: begin -->": ["--write", str(page)],
     }
     for said, wrong in cases.items():

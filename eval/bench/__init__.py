@@ -1,1 +1,1 @@
-"""What steps of the environments cost, and serving: ``python -m eval.bench env``, ``masks``, ``scale`` and ``serving``."""
+"""What steps, serving and privacy cost: ``python -m eval.bench env``, ``masks``, ``scale``, ``serving`` and ``private``."""

@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
     """The section ``serving``: those of its parts for which runs are given, and the one that needs none.
 
-    What is measured is kept in the file of ``--json`` part by part, so that a failure costs one part.
+    The file of ``--json`` holds what was measured so far after each part, whatever becomes of the others.
 
     Raises:
         ImportError: without PEFT or MiniLM's package. FileNotFoundError: for a folder that is no run. ValueError: for runs that

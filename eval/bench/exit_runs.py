@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from agents.run import RunConfig
 from envs import known_spec
 from eval.tuned import env_key
+from users import population_factory
 
 SUCH = "dsa/UnipenResNetExit-v0"
 ASIDE = ("fold", "data_root")
@@ -25,17 +27,30 @@ def exit_runs(folders: Sequence[Path]) -> list[RunConfig]:
     found: dict[str, Path] = {}
     configs = [RunConfig.load(folder) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
-        if "exit" not in {**known_spec(config.env).kwargs, **config.env_kwargs}.get("gates", ""):
+        if "exit" not in (_given(config).get("gates") or ""):
             raise ValueError(f"{folder} is a run on {config.env}, where masks run the whole network: give one on {SUCH} say.")
-        same = json.dumps([shared(config), config.seed, config.env_kwargs.get("fold")], sort_keys=True)
+        same = json.dumps([shared(config), config.seed, fold_of(config)], sort_keys=True)
         if same in found:
             raise ValueError(f"{found[same]} and {folder} are runs of one seed with the same settings: give one of them.")
         found[same] = folder
     return configs
 
 
+def fold_of(config: RunConfig) -> int | None:
+    """Whose users are the test users, given or by default; None for a population without folds."""
+    parameter = signature(population_factory(_given(config)["users"])).parameters.get("fold")
+    return None if parameter is None else config.env_kwargs.get("fold", parameter.default)
+
+
+def _given(config: RunConfig) -> dict[str, Any]:
+    return {**known_spec(config.env).kwargs, **config.env_kwargs}
+
+
 def shared(config: RunConfig) -> dict[str, Any]:
-    """All that runs have in common which are taken together: what they were trained with but for seed and fold; JSON-able."""
+    """All that runs have in common which are taken together; JSON-able.
+
+    What they were trained with but for seed, fold, where their data lies, and what only their own report depends on.
+    """
     found = {name: value for name, value in asdict(config).items() if name not in ("seed", "search", "tensorboard_log")}
     return {**found, "env_kwargs": {name: value for name, value in sorted(config.env_kwargs.items()) if name not in ASIDE}}
 

@@ -52,9 +52,9 @@ def _together(rows: list[Row]) -> Row:
 def pooled_table(rows: Sequence[Row]) -> str:
     """What :func:`pooled` found, as Markdown."""
     lines = [
-        "The runs of an environment together. A person whom several runs tested counts once, with the mean; differences are "
-        "paired over users. Cost: mean over runs; masks and speed: medians over runs (least - most). What is `for 1.5x` was "
-        "chosen in every run by itself.",
+        "The runs of an environment together. A person whom several runs tested counts once, with the mean; simulated users "
+        "are others in every run. Differences are paired over users. Cost: mean over runs; masks and speed: medians over runs "
+        "(least - most). What is `for 1.5x` was chosen in every run by itself.",
         "",
         f"| runs | way | accuracy | {' | '.join(RIVALS.values())} | cost | masks | speed against bare |",
         "| --- " * (6 + len(RIVALS)) + "|",
