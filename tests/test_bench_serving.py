@@ -192,6 +192,24 @@ def test_what_is_timed_are_the_same_answers(exit_run):
     assert (on - bare).abs().max() > 1e-3
 
 
+def test_the_same_masks_under_two_names_are_timed_once(exit_run, monkeypatch):
+    timed = []
+
+    def clock(scenario, split, masks, repeats):
+        timed.extend(masks)
+        return {name: exits.Spread(1.0 + place, 1.0, 99.0) for place, name in enumerate(masks)}
+
+    again = "policy for 1.5x, 0.2"
+    monkeypatch.setattr(exits, "WEIGHTS", ())
+    monkeypatch.setattr(exits, "timed", clock)
+    monkeypatch.setattr(
+        exits, "for_speeds", lambda scenario, *_: {again: np.ones((len(scenario.users("test")), len(scenario.pathways)), bool)}
+    )
+    (row,) = exits.measure_exits([exit_run], 1)
+    assert timed[:2] == ["bare", "all_on"] and again not in timed and again in row["ways"]
+    assert row["ways"][again]["milliseconds"] == row["ways"]["all_on"]["milliseconds"] != row["ways"]["bare"]["milliseconds"]
+
+
 def test_batches_are_timed_for_as_long_as_said(exit_run, monkeypatch):
     scenario = RunConfig.load(exit_run).scenario(exit_run)
     asked = []

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from agents.bootstrap import Interval, paired_difference
 from agents.run import RunConfig
+from eval.headline import text_of
 from serving.personaliser import Personaliser
 from users.base import Examples, User
 
@@ -127,10 +128,6 @@ def changed_table(found: dict[str, Any]) -> str:
     ]
     for way in found["changed"]:
         less = {case: found["update_less"][case].get(way) for case in CASES}
-        cells = [f"{found[case][way]:.3f}" + (f" ({_text(Interval(*less[case]))})" if less[case] else "") for case in CASES]
+        cells = [f"{found[case][way]:.3f}" + (f" ({text_of(Interval(*less[case]))})" if less[case] else "") for case in CASES]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _text(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
