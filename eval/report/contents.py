@@ -67,18 +67,18 @@ def _lines(summary: Summary, cells: Mapping[str, list[str]]) -> list[Line]:
 def main_table(summary: Summary) -> Table:
     """Every method on the whole support, at the summary's cost weight."""
     subject = summary["subject"]
-    heads = ["method", "scope", "accuracy", *([f"less {subject}"] if subject else []), "gain over base", "bottom decile"]
-    heads += ["made worse", "log-likelihood", "ECE", "cost", "active", "labels", "trainable", "stored"]
+    heads = ["method", "accuracy", *([f"less {subject}"] if subject else []), "gain over base", "bottom decile"]
+    heads += ["made worse", "log-likelihood", "ECE", "cost", "active", "labels", "trainable", "stored", "scope"]
     cells = {}
     for name, method in measured(summary).items():
         means, against, gain = method["means"], method["against"], method["gain"] or {}
-        row = [titled(name, method, summary), method["scope"], figure_text(means["accuracy"])]
+        row = [titled(name, method, summary), figure_text(means["accuracy"])]
         row += [interval_text(against.get(subject, {}).get("accuracy"))] if subject else []
         row += [interval_text(against.get("base", {}).get("accuracy"), verdict=False)]
         row += [figure_text(gain.get("bottom_decile"), "+.3f"), figure_text(gain.get("worse"), ".0%")]
         row += [figure_text(means["log_likelihood"]), figure_text(means["ece"]), figure_text(means["cost"], ".2f")]
         row += [short(means["active"]), figure_text(means["labels"], ".0f"), short(means["trainable"])]
-        cells[name] = [*row, short(means["stored"], "B")]
+        cells[name] = [*row, short(means["stored"], "B"), method["scope"]]
     note = (
         f"Methods with a trade-off at cost weight {summary['cost_weight']:g}. Bottom decile: mean gain of the tenth of the "
         "users who gain least. Made worse: share of users with a gain below zero. Cost: "
