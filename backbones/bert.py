@@ -149,8 +149,9 @@ class TextBackbone(Backbone):
         return torch.tensor(padded, dtype=torch.int64).view(len(rows), length)
 
     def pieces(self, inputs: Tensor) -> list[Tensor]:
-        """See :meth:`Backbone.pieces`: the shortest :data:`PIECE` texts, the next ones, and so on."""
-        return list((inputs >= 0).sum(1).argsort(stable=True).split(PIECE))
+        """See :meth:`Backbone.pieces`: the shortest :data:`PIECE` texts, the next ones, and so on; all if they are alike."""
+        lengths = (inputs >= 0).sum(1)
+        return super().pieces(inputs) if (lengths == lengths[:1]).all() else list(lengths.argsort(stable=True).split(PIECE))
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """See :meth:`Backbone.trimmed`: the columns in which some text has a token, the first one in any case."""

@@ -105,6 +105,12 @@ class Panel:
         seed = rows.who // self._people
         return [rows.at[seed == one] for one in np.unique(seed)]
 
+    def by_fit(self, rows: Rows) -> list[NDArray[np.int64]]:
+        """Positions of the rows of each seed and fold, within which a method was fitted once."""
+        seeds, folds = self.results["seed"][rows.at], self.results["fold"][rows.at]
+        fit = np.unique(np.stack([seeds, folds]), axis=1, return_inverse=True)[1].ravel()
+        return [rows.at[fit == one] for one in np.unique(fit)]
+
 
 def _ordered(at: NDArray[np.int64], who: NDArray[np.int64], results: Results) -> Rows:
     at = at[np.argsort(who[at], kind="stable")]

@@ -38,8 +38,8 @@ class Part:
         self.known = {self._key(row) for row in found}
         self._artefacts = {self._key(row)[:3]: row["artefacts"] for row in found}
         self._clock = self.path.with_suffix(".seconds")
-        self._earlier, self._begun = _read_seconds(self._clock), time.perf_counter()
-        self._written = self._begun
+        self._earlier, self._begun = _read_seconds(self._clock), time.process_time()
+        self._written = time.perf_counter()
 
     def _drop_torn_line(self) -> None:
         data = self.path.read_bytes()
@@ -79,9 +79,9 @@ class Part:
             self.tell_time()
 
     def tell_time(self) -> None:
-        """Write down for how long this place has been measured, in all calls."""
+        """Write down how much of a core's time this place has taken, in all calls: waiting and being stopped do not count."""
         self._written = time.perf_counter()
-        write_atomically(self._clock, f"{self._earlier + self._written - self._begun:.1f}\n".encode())
+        write_atomically(self._clock, f"{self._earlier + time.process_time() - self._begun:.1f}\n".encode())
 
     def check(self, method: str, cost_weight: str, shown: str, artefacts: str) -> None:
         """Raise ``ValueError`` if rows of a job are there that were made with other artefacts."""

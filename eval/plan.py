@@ -46,6 +46,8 @@ class Plan:
         slow_users: test users per fold that methods see which differentiate through a text backbone; slow_seeds: seeds.
         few_shown: sizes of the curve for these.
         settings: hyperparameters by method that are not its defaults.
+        choosers: environments (:func:`eval.tuned.env_key`) whose val users chose some of these settings: such of them as are
+            test users here are not measured.
     """
 
     env: str
@@ -59,8 +61,9 @@ class Plan:
     curve: tuple[str, ...] = ()
     slow_users: int = 60
     slow_seeds: int = 2
-    few_shown: tuple[int, ...] = (2, 10)
+    few_shown: tuple[int, ...] = (0, 2, 10)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    choosers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("seeds", "slow_users", "slow_seeds"):
@@ -77,11 +80,21 @@ class Plan:
         object.__setattr__(self, "cost_weights", tuple(sorted({*self.cost_weights, self.cost_weight})))
         if BASE not in self.methods:
             raise ValueError(f"every comparison is with {BASE!r}; add it to the methods.")
-        if missing := set(self.curve) - {*self.methods}:
-            raise ValueError(f"the curve's methods must be among the methods; missing are {sorted(missing)}.")
+        self._check_curve_and_folds()
         for name in self.methods:
             self.method(name)
         check_arguments(*self.scenario_arguments(self.places[0]))
+
+    def _check_curve_and_folds(self) -> None:
+        if missing := set(self.curve) - {*self.methods}:
+            raise ValueError(f"the curve's methods must be among the methods; missing are {sorted(missing)}.")
+        if apart := [name for name in self.curve if self.method(name).labels == "all"]:
+            raise ValueError(
+                f"{apart[0]} needs to know which examples are the support and which validation, which the curve joins; leave "
+                "it out of --curve."
+            )
+        if self.folds and "fold" in self.env_kwargs:
+            raise ValueError("--folds measures every fold, --env-kwargs fold:... one of them; leave out one of the two.")
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
@@ -114,7 +127,7 @@ class Plan:
         Raises:
             ValueError: if they differ in what cannot be added: the environment, the main cost weight, a method's settings.
         """
-        for name in ("env", "env_kwargs", "folds", "cost_weight", "slow_users"):
+        for name in ("env", "env_kwargs", "folds", "cost_weight", "slow_users", "choosers"):
             if getattr(self, name) != getattr(more, name):
                 raise ValueError(f"{name} was {getattr(self, name)} and is now {getattr(more, name)}.")
         for name in {*self.methods} & {*more.methods}:
@@ -134,8 +147,12 @@ class Plan:
                 yield Job(name, weight, None)
         for name in self.curve:
             method = self.method(name)
-            for shown in self.few_shown if method.through_backbone else self.shown:
+            for shown in sorted({*self.shown, *self.few_shown}) if method.through_backbone else self.shown:
                 yield Job(name, self.cost_weight if method.trades else None, shown)
+
+    def sizes(self, slow: bool) -> tuple[int, ...]:
+        """Of the curve, for methods that are measured on few users, or for the others."""
+        return self.few_shown if slow else self.shown
 
     def scenario_arguments(self, place: Place) -> tuple[str, dict[str, Any]]:
         """Name and arguments of the scenario's builder at a place."""

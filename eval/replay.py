@@ -20,7 +20,7 @@ from backbones.artefacts import ArtefactError
 from backbones.threads import usable_cores
 from envs.scenario import forget_scenarios
 from eval.plan import Job, Place, Plan
-from eval.results import BINS, COLUMNS, altered, format_row, rows_of
+from eval.results import BINS, COLUMNS, FORMAT, altered, format_row, rows_of
 from eval.rows import Measuring
 from meta.arguments import show_log
 
@@ -35,11 +35,21 @@ CONFIDENCE = 1e-3
 
 
 def plan_of(folder: Path) -> Plan:
-    """The plan that a results folder was made by. Raises ``ValueError`` with the cause if there is none."""
+    """The plan that a results folder was made by. Raises ``ValueError`` if there is none that this version reads."""
     path = folder / "plan.json"
     if not path.exists():
         raise ValueError(f"{folder} has no plan.json; give the results.csv of a folder that eval.run wrote.")
-    return Plan.from_json(json.loads(path.read_text())["plan"])
+    found = json.loads(path.read_text())
+    if (other := found.get("format")) != FORMAT:
+        raise ValueError(
+            f"{folder} holds results of format {other}, this version reads {FORMAT}; use the version that wrote it."
+        )
+    try:
+        return Plan.from_json(found["plan"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no plan of this version ({error!r}); was it edited? Run python -m eval.run again."
+        ) from error
 
 
 def differences(row: Mapping[str, str], again: Mapping[str, str]) -> list[str]:
@@ -134,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     try:
         bad = check(args.results, args.sample, args.seed)
-    except (ValueError, OSError, ArtefactError) as error:
+    except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     if bad:
         sys.exit(f"{bad} rows do not hold.")

@@ -20,6 +20,7 @@ from torch import Tensor
 from backbones.artefacts import cache_key
 from backbones.bert import TextBackbone
 from envs.scenario import Scenario
+from eval.choosers import val_users_of
 from eval.group import Group
 from eval.measure import measures, support_order
 from eval.methods.base import Fitted, Method, Predictor
@@ -30,8 +31,8 @@ from meta.prepare import folder_of
 LOG = logging.getLogger("dsa")
 Key = tuple[str, str, str, str]
 """Method, cost weight, shown and user of a row, as they stand in the file."""
-FAILURES = (FloatingPointError, ArithmeticError, ValueError, RuntimeError, MemoryError)
-"""What a method may raise for one user without ending the run; the row says what happened."""
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What a method may raise for one user without ending the run; the row says what happened. What the machine lacks ends it."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -100,15 +101,22 @@ class Measuring:
         return self.support if method.labels == "support" else self.every_label
 
     def users(self, method: Method, shown: int | None) -> list[int]:
-        """Positions among the test users of those whom a method is measured on, the same at every seed."""
+        """Positions among the test users of those whom a method is measured on, the same at every seed.
+
+        Who helped to choose hyperparameters (:attr:`Plan.choosers`) is not among them.
+        """
+        slow, ids = self.slow(method), self.support.ids
+        if shown is not None and shown not in self.plan.sizes(slow):
+            return []
         counts = self.ordered.counts if shown is not None else self.support.counts
-        able = [i for i, n in enumerate(counts) if n >= (shown or 0)]
-        if not self.slow(method):
+        chose = frozenset[str]().union(*map(val_users_of, self.plan.choosers))
+        able = [i for i, n in enumerate(counts) if n >= (shown or 0) and ids[i] not in chose]
+        if not slow:
             return able
         if self.place.seed >= self.plan.slow_seeds:
             return []
-        ids = self.support.ids
         ranked = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+        ranked = [i for i in ranked if ids[i] not in chose]
         return sorted({*ranked[: self.plan.slow_users]} & {*able})
 
     def slow(self, method: Method) -> bool:
@@ -136,9 +144,10 @@ class Measuring:
         return Fitted(tensors, kept["facts"]), kept["seconds"]
 
     def artefacts(self, job: Job) -> str:
-        """A hash of the model, the examples, the fit and the settings that a job's rows follow from."""
-        fitted, settings = self.fitted(job.method, job.cost_weight), self.plan.method(job.method).settings()
-        return cache_key(world=self.world.scenario.fingerprint, fitted=fitted.fingerprint(), settings=settings)
+        """A hash of what a job's rows follow from: model, examples, fit, settings, and the method's own file."""
+        fitted, method = self.fitted(job.method, job.cost_weight), self.plan.method(job.method)
+        facts = {"settings": method.settings(), "source": source_hash(type(method))}
+        return cache_key(world=self.world.scenario.fingerprint, fitted=fitted.fingerprint(), **facts)
 
     def rows(self, job: Job, done: Callable[[Key], bool]) -> Iterator[dict[str, Any]]:
         """The rows of a job that are not done yet. If the method cannot be fitted, they say so."""

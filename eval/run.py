@@ -12,8 +12,9 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +26,7 @@ from backbones.artefacts import ArtefactError, write_atomically
 from backbones.threads import usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
+from eval.choosers import choosers_of
 from eval.methods import METHODS, make_method
 from eval.parts import Part, count_rows, put_together, seconds_spent
 from eval.plan import BASE, Job, Place, Plan
@@ -76,9 +78,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--curve", help="methods on the curve, joined by commas (default: some of every kind)")
     parser.add_argument(
-        "--slow-users", type=int, default=60, help="test users where training goes through a text backbone (60)"
+        "--slow-users", type=int, default=60, help="test users, of every fold, where training goes through a text backbone (60)"
     )
     parser.add_argument("--slow-seeds", type=int, default=2, help="seeds where training goes through a text backbone (2)")
+    parser.add_argument(
+        "--few-shown", type=int, nargs="+", default=list(Plan.few_shown), help="sizes of support there (default: 0 2 10)"
+    )
     parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes of one thread each (default: the cores)")
     parser.add_argument("--timing", action=argparse.BooleanOptionalAction, default=True, help="measure seconds and memory too")
@@ -104,7 +109,9 @@ def read_plan(args: argparse.Namespace) -> Plan:
         curve=tuple(args.curve.split(",") if args.curve else usual),
         slow_users=args.slow_users,
         slow_seeds=args.slow_seeds,
+        few_shown=tuple(args.few_shown),
         settings={name: make_method(name, **settings_for(args.env, kwargs, name)).settings() for name in names},
+        choosers=choosers_of(args.env, kwargs),
     )
 
 
@@ -115,19 +122,23 @@ def claim(folder: Path, plan: Plan) -> Plan:
         ValueError: if the folder holds results of another environment or version, or of methods with other settings.
     """
     path = folder / "plan.json"
+    codes: list[str] = []
     if path.exists():
         found = json.loads(path.read_text())
         if (other := found.get("format")) != FORMAT:
             raise ValueError(f"{folder} holds results of format {other}, this version writes {FORMAT}; choose another --out.")
         try:
             plan = Plan.from_json(found["plan"]).extended(plan)
-            if found.get("code") not in (None, code_hash()):
+            before = found.get("code") or []
+            codes = [before] if isinstance(before, str) else before
+            if codes and code_hash() not in codes:
                 LOG.warning("%s was begun with other code: its rows stay, further ones are of today's.", folder)
         except ValueError as error:
             raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
     elif any(found.name != ".lock" for found in folder.iterdir()):
         raise ValueError(f"{folder} holds files that are no results; choose another --out.")
-    write_atomically(path, json.dumps({"format": FORMAT, "code": code_hash(), "plan": plan.to_json()}, indent=1).encode())
+    codes = [*dict.fromkeys([*codes, code_hash()])]  # of every call, in order
+    write_atomically(path, json.dumps({"format": FORMAT, "code": codes, "plan": plan.to_json()}, indent=1).encode())
     return plan
 
 
@@ -144,8 +155,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
-    """Write the missing rows of one place; runs in a process of its own. Returns facts for ``run.json``."""
+def measure_place(plan: Plan, place: Place, folder: Path, tell: Callable[[], Any] = lambda: None) -> dict[str, Any]:
+    """Write the missing rows of one place; often in a process of its own. Tells after each, returns facts for ``run.json``."""
     single_thread()
     part, measuring = Part(folder, place), Measuring(plan, place, plan.scenario(place))
     part.check(BASE, "", "", measuring.artefacts(Job(BASE, None, None)))  # before anything dear is made
@@ -157,6 +168,7 @@ def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
                 continue
             for row in measuring.rows(job, part.done):
                 part.add(row)
+                tell()
     finally:
         part.tell_time()
     measuring.scenario.save()
@@ -174,15 +186,11 @@ def measure_place(plan: Plan, place: Place, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure_all(plan: Plan, folder: Path, workers: int) -> dict[str, Any]:
-    """Every place, ``workers`` at a time, with a bar over rows; facts for ``run.json``."""
-    before = count_rows(folder)
-    with tqdm(desc=f"rows of {plan.env}", unit="row", initial=before) as bar:
+def measure_all(plan: Plan, folder: Path, workers: int, total: int) -> dict[str, Any]:
+    """Every place, ``workers`` at a time, with a bar over ``total`` rows or so; facts for ``run.json``."""
+    with tqdm(desc=f"rows of {plan.env}", unit="row", initial=count_rows(folder), total=total) as bar:
         if workers == 1:
-            found = []
-            for place in plan.places:
-                found.append(measure_place(plan, place, folder))
-                bar.update(count_rows(folder) - bar.n)
+            found = [measure_place(plan, place, folder, bar.update) for place in plan.places]
             return found[0]
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             left: set[Future] = {pool.submit(measure_place, plan, place, folder) for place in plan.places}
@@ -199,24 +207,38 @@ def measure_all(plan: Plan, folder: Path, workers: int) -> dict[str, Any]:
             return facts
 
 
-def say_expected(plan: Plan) -> None:
-    """What the run will take on one core, as far as tuning has measured its methods."""
+def say_expected(plan: Plan, done: int) -> int:
+    """Say what the run will take on one core, as far as tuning has timed its methods; how many rows it makes, or so.
+
+    Users are counted at the first place. ``done``: rows that are there already.
+    """
+    LOG.info("expected: %d places; the model of each is made first, where it is not kept from before", len(plan.places))
     measuring = Measuring(plan, plan.places[0], plan.scenario(plan.places[0]))
-    seconds, unknown = 0.0, []
+    seconds, unknown, total = 0.0, [], 0
     for name in plan.methods:
         entry, method = entry_for(plan.env, plan.env_kwargs, name), plan.method(name)
-        if entry is None or "adopted" in entry:
-            unknown.append(name)
+        if method.refuses(measuring.world):
             continue
         jobs = [job for job in plan.jobs() if job.method == name]
         users = sum(len(measuring.users(method, job.shown)) for job in jobs)
-        fits = len({job.cost_weight for job in jobs})
         seeds = min(plan.seeds, plan.slow_seeds) if measuring.slow(method) else plan.seeds
         places = seeds * max(1, plan.folds)
+        total += places * users
+        if entry is None or "adopted" in entry:
+            unknown.append(name)
+            continue
+        fits = len({job.cost_weight for job in jobs})
         seconds += places * (fits * entry["fit_seconds"] + users * entry["seconds_per_user"])
     forget_scenarios()
-    rest = f", and what {', '.join(unknown)} take, which tuning did not time" if unknown else ""
-    LOG.info("expected: about %.0f minutes of one core%s", seconds / 60, rest)
+    rest = f", and what {', '.join(unknown)} take, which tuning did not time: the bar will tell" if unknown else ""
+    LOG.info(
+        "expected: some %d rows, of which %d are there; in all about %.0f minutes of one core%s",
+        total,
+        done,
+        seconds / 60,
+        rest,
+    )
+    return total
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -224,6 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     show_log()
     single_thread()
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of processes that are started here
     if args.data_root:  # not part of the plan: results do not depend on where the data lie
         os.environ["DSA_DATA_ROOT"] = str(args.data_root)
     try:
@@ -232,6 +255,11 @@ def main(arguments: list[str] | None = None) -> None:
             failed = run(claim(args.out, plan), args.out, args.workers, args.timing)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
+    except (BrokenProcessPool, MemoryError):
+        sys.exit(
+            "error: a process was ended from outside, or found no memory. The rows so far are kept: give the same command "
+            "again, with fewer --workers."
+        )
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; the rows so far are in {args.out}. The same command goes on.")
     print(f"\n{args.out / 'report.html'}\ntensorboard --logdir {args.out / 'tensorboard'}")
@@ -250,7 +278,7 @@ def command_of(plan: Plan) -> str:
     for name in ("seeds", "folds", "cost_weight", "slow_users", "slow_seeds"):
         if (value := getattr(plan, name)) != getattr(usual, name):
             words += [f"--{name.replace('_', '-')}", f"{value:g}"]
-    for name in ("cost_weights", "shown"):
+    for name in ("cost_weights", "shown", "few_shown"):
         if (values := getattr(plan, name)) != tuple(getattr(usual, name)):
             words += [f"--{name.replace('_', '-')}", *(f"{value:g}" for value in values)]
     if plan.curve and set(plan.curve) != {*CURVE} & {*plan.methods}:
@@ -260,8 +288,7 @@ def command_of(plan: Plan) -> str:
 
 def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
     """Measure what is missing, put the rows together and write the reports; how many rows failed."""
-    say_expected(plan)
-    facts = measure_all(plan, folder, workers)
+    facts = measure_all(plan, folder, workers, say_expected(plan, count_rows(folder)))
     failed = put_together(folder)
     body = {
         "format": FORMAT,

@@ -1,7 +1,7 @@
 """``run.json`` of a results folder: what was run, on whom, with which methods."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class RunFacts:
             each of them costs alone, as a share of ``C(all_on)``, ``[P]``. counts: what costs go by, one of
             :data:`backbones.costs.COSTS`; None where a run of before does not say.
         shown: sizes of the support-size curve. few_shown: those of methods that train through the backbone.
-        methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: it took.
+        methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: of one
+            core. choosers: environments whose val users chose hyperparameters and are no test users here.
     """
 
     version: str
@@ -61,6 +62,7 @@ class RunFacts:
     command: str
     seconds: float
     counts: str | None = None
+    choosers: Sequence[str] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:

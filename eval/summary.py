@@ -61,6 +61,7 @@ def summarise(results: Results) -> dict[str, Any]:
         "format": FORMAT,
         **{name: getattr(run, name) for name in ("version", "env", "population", "classes", "command", "seconds", "folds")},
         **{name: getattr(run, name) for name in ("seeds", "simulated", "cost_weight", "cost_weights", "pathways", "counts")},
+        "choosers": list(run.choosers),
         "shown": [size for size in _sizes(panel) if any(str(size) in one["curve"] for one in methods.values())],
         "subject": SUBJECT if methods.get(SUBJECT, {}).get("users") else None,
         "refused": dict(run.refused),
@@ -104,8 +105,8 @@ def _by_cost_weight(panel: Panel, name: str) -> dict[str, Any]:
 
 
 def _distinct(panel: Panel, rows: Rows) -> float | None:
-    """Distinct masks among a seed's users, the mean over seeds; None where there are no masks."""
-    masks = [set(panel.results["mask"][at]) - {""} for at in panel.by_seed(rows)]
+    """Distinct masks among the users of a seed (and fold), the mean over these; None where there are no masks."""
+    masks = [set(panel.results["mask"][at]) - {""} for at in panel.by_fit(rows)]
     return float(np.mean([len(each) for each in masks])) if any(masks) else None
 
 

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
+from backbones.bert import TextBackbone
 from backbones.pathways import Frozen
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor
@@ -110,11 +111,13 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
     how = {"threads": torch.get_num_threads(), "repeats": REPEATS, "users": USERS}
     if known is None or any(known.get(name) != value for name, value in how.items()):
         known = {**how, "methods": {}}
-    there = known["methods"]
-    if there.keys() >= {*plan.methods}:
+    if known["methods"].keys() >= {*plan.methods}:
         return dict(known)
     place = plan.places[0]
     measuring = Measuring(plan, place, plan.scenario(place))
+    if known.get("tokens") != tokens(measuring):
+        known = {**how, "tokens": tokens(measuring), "methods": {}}
+    there = known["methods"]
     missing = [name for name in plan.methods if name not in there and not plan.method(name).refuses(measuring.world)]
     if not missing:
         return dict(known)
@@ -155,11 +158,13 @@ def _in_turns(measuring: Measuring, names: Sequence[str]) -> dict[str, dict[str,
 
 
 def _inputs(measuring: Measuring) -> dict[str, Tensor]:
-    """Raw inputs ``[U, N, ...]`` by what is measured; users and examples are repeated where there are too few."""
-    query, users = measuring.query, len(measuring.query)
-    width = max(query.inputs(i).shape[1] for i in range(min(users, USERS))) if query.inputs(0).dim() == 2 else 0
+    """Raw inputs ``[U, N, ...]`` by what is measured; users and examples are repeated where there are too few.
+
+    Texts all have as many tokens as the backbone's reference input: nobody computes padding, or gains by leaving it out.
+    """
+    query, users, width = measuring.query, len(measuring.query), tokens(measuring)
     mine = _to_width(query.inputs(0), width)
-    many = torch.stack([_to_width(query.inputs(i % users), width)[0] for i in range(USERS)])[:, None]
+    many = torch.stack([_to_width(query.inputs(i % users)[:1], width)[0] for i in range(USERS)])[:, None]
     return {
         "one user, 1 example": mine[None, :1],
         "one user, 64 examples": mine[torch.arange(64) % len(mine)][None],
@@ -167,9 +172,17 @@ def _inputs(measuring: Measuring) -> dict[str, Tensor]:
     }
 
 
-def _to_width(inputs: Tensor, width: int) -> Tensor:
-    """Token ids brought to one length; images as they are."""
-    return torch.nn.functional.pad(inputs, (0, width - inputs.shape[1]), value=-1) if width else inputs
+def tokens(measuring: Measuring) -> int | None:
+    """How many tokens the texts have that predictions are timed on; None for images."""
+    backbone = measuring.world.model.backbone
+    return backbone.reference_shape[0] if isinstance(backbone, TextBackbone) else None
+
+
+def _to_width(inputs: Tensor, width: int | None) -> Tensor:
+    """Token ids ``[N, L]`` as ``[N, width]`` real ones, cut off or said over and over; images as they are."""
+    if width is None:
+        return inputs
+    return torch.stack([text[text >= 0].repeat(width)[:width] for text in inputs])
 
 
 def _turn(measuring: Measuring, timed: Timed, inputs: dict[str, Tensor], turn: int) -> dict[str, float]:

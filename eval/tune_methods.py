@@ -113,7 +113,8 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             if not any(trial.whole for trial in found.trials):
                 failed.append(name)
                 continue
-            entry = {**found.entry(), "search": search}
+            weight = {"cost_weight": args.cost_weight} if kind.trades else {}
+            entry = {**found.entry(), **weight, "search": search}
             write_tuned(args.out, key, name, entry)
         table.append(row(name, entry))
     return [*HEAD, *table], failed
@@ -123,7 +124,8 @@ def adopt(args: argparse.Namespace) -> list[str]:
     """Enter another environment's settings for this one; which methods' they are.
 
     Where val users of one fold are test users of another, nobody in the data set may choose for all folds: people of another
-    data set can.
+    data set can. Settings of the same people under another protocol may be taken over as well: the harness then leaves out
+    such test users as chose them (:mod:`eval.choosers`).
 
     Raises:
         ValueError: for an unknown environment, and if nothing was found there that is not known here.
@@ -133,14 +135,16 @@ def adopt(args: argparse.Namespace) -> list[str]:
     found, kinds = read_tuned(args.out), wanted(args.methods)
     key = env_key(args.env, parse_pairs(args.env_kwargs, "--env-kwargs"))
     known, there = found.get(args.adopt, {}), found.get(key, {})
-    names = [name for name in kinds if name in known and ("search" not in there.get(name, {}) or args.again)]
+    found_there = [name for name in kinds if "search" in known.get(name, {})]  # what it adopted itself is somebody else's
+    names = [name for name in found_there if "search" not in there.get(name, {}) or args.again]
     if not names:
         raise ValueError(
             f"{args.out} has nothing of {args.adopt} for {', '.join(kinds)} that {key} has not found for itself; tune them "
             "there first, or give --again to put the others' in the place of its own."
         )
     for name in names:
-        write_tuned(args.out, key, name, {"settings": known[name]["settings"], "adopted": args.adopt})
+        weight = {field: known[name][field] for field in ("cost_weight",) if field in known[name]}
+        write_tuned(args.out, key, name, {"settings": known[name]["settings"], **weight, "adopted": args.adopt})
     return names
 
 

@@ -23,10 +23,10 @@ HEADER = """\
 #   python -m eval.tune_methods --env ID --trials N
 # which gives every method the same number of trials, keeps other entries and skips what is finished. `settings`: what
 # differs from a method's defaults. `value`, `default_value` (none: failed, or not among the values to try): mean over val
-# users of query accuracy, less cost weight times cost for methods that trade. `trials`: spent; of these `stopped_early`
-# were given up at a fifth of their training and `failed` gave an error. `seconds_*`: of the winner, on one machine.
-# `search`: a hash of what the search was. `adopted`: there was none; the settings are those found in that environment
-# (`--adopt`).
+# users of query accuracy, less `cost_weight` (0.1 where it is not said) times cost for methods that trade. `trials`: spent;
+# of these `stopped_early` were given up at a fifth of their training and `failed` gave an error. `seconds_*`: of the winner,
+# on one machine. `search`: a hash of what the search was. `adopted`: there was none; the settings are those found in that
+# environment (`--adopt`).
 """
 Entry = dict[str, Any]
 """What is kept of a method in an environment."""

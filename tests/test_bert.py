@@ -141,6 +141,7 @@ def test_texts_of_about_a_length_are_pieces_and_trimming_cuts_padding_alone(back
     assert torch.equal(torch.cat(pieces).sort().values, torch.arange(11))
     assert [backbone.trimmed(tokens[piece]).shape[1] for piece in pieces] == [7, 9]
     assert backbone.trimmed(tokens[[9]]).shape == (1, 1)
+    assert [piece.tolist() for piece in backbone.pieces(tokens[:1].repeat(20, 1))] == [[*range(20)]], "all are as long"
 
 
 def test_features_are_the_mean_over_real_tokens(pair):

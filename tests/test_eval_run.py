@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import re
+import time
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 from envs import MINIATURES
 from eval import replay
@@ -23,7 +25,7 @@ from eval.plan import Plan
 from eval.results import row_check
 from eval.run import alone, command_of, main, parse, read_plan
 from eval.timing import peak_bytes
-from eval.world import MODULES, World
+from eval.world import MODULES, World, code_hash
 
 ENV = "dsa/DigitsResNet-v0"
 SMALL = [f"{name}:{value}" for name, value in (MINIATURES[ENV] | {"pretrain_epochs": 3}).items()]
@@ -34,13 +36,14 @@ class Brittle(Method):
     """Cannot take one user, and no more than two at once."""
 
     calls: ClassVar[list[int]] = []
+    error: ClassVar[type[Exception]] = FloatingPointError
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
         self.calls.append(len(shown))
         if len(shown) > 2:
             raise RuntimeError("not enough memory: you tried to allocate 99 bytes")
         if "test-3" in shown.ids:
-            raise FloatingPointError("the loss is NaN")
+            raise self.error("the loss is NaN")
         return Unchanged(world, len(shown))
 
 
@@ -119,12 +122,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_rows(done, tmp_path, monkeyp
     assert (out / "results.csv").read_text() == (done / "results.csv").read_text()
 
 
+def test_the_bar_knows_how_many_rows_there_will_be_and_the_clock_is_the_processors(tmp_path, monkeypatch):
+    totals = []
+    monkeypatch.setattr("eval.run.tqdm", lambda **said: totals.append(said["total"]) or tqdm(**said))
+    run(tmp_path, "base,all_on", "--shown", "0", "1", "30")
+    assert totals == [len(rows(tmp_path))]
+    assert 0 < json.loads((tmp_path / "run.json").read_text())["seconds"] < time.process_time()
+
+
 def test_a_finished_run_measures_nothing_again(done, monkeypatch):
     monkeypatch.setattr(Part, "add", lambda self, values: pytest.fail("a row was measured again"))
     run(done, "base,all_on", "--shown", "0", "1", "30")
 
 
-def test_a_user_who_fails_is_recorded_and_the_rest_goes_on(brittle, tmp_path, caplog):
+@pytest.mark.parametrize("error", [FloatingPointError, IndexError, AttributeError, AssertionError, TypeError])
+def test_a_user_who_fails_is_recorded_and_the_rest_goes_on(brittle, error, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(Brittle, "error", error)
     with caplog.at_level(logging.WARNING, "dsa"), pytest.raises(SystemExit) as stopped:
         run(tmp_path, "base,brittle")
     assert "1 rows failed" in str(stopped.value.code)
@@ -150,6 +163,7 @@ def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
         (["--methods", "base", "--cost-weight", "2"], "a cost weight must be between 0 and 1"),
         (["--methods", "base", "--curve", "all_on"], "the curve's methods must be among the methods"),
         (["--methods", "base", "--shown", "-1"], "must be at least 0"),
+        (["--methods", "base,validation_search", "--curve", "validation_search"], "leave it out of --curve"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_made(more, message, tmp_path):
@@ -254,6 +268,11 @@ def test_a_plan_is_in_order_and_its_main_cost_weight_is_among_the_others():
     assert plan.extended(more).shown == (0, 5, 10, 50)
 
 
+def test_folds_are_all_measured_or_one(tmp_path):
+    with pytest.raises(ValueError, match="leave out one of the two"):
+        Plan("dsa/PopquornBert-v0", {"fold": 1}, folds=5)
+
+
 def test_the_command_of_a_folder_makes_all_of_it_and_names_no_place():
     kwargs = {"meta_steps": 2, "data_root": "/home/somebody/data"}
     plan = Plan(ENV, kwargs, methods=("base", "all_on"), seeds=2, shown=(0, 5), curve=("all_on",))
@@ -283,6 +302,7 @@ def test_other_code_is_told(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "dsa"):
         run(tmp_path, "base")
     assert "was begun with other code: its rows stay" in caplog.text
+    assert json.loads((tmp_path / "plan.json").read_text())["code"] == [code_hash(), "of tomorrow"]
 
 
 def test_the_code_of_a_fit_is_all_that_methods_import():
@@ -349,6 +369,20 @@ def test_replay_names_a_row_that_was_forged_with_its_check(done, tmp_path, capsy
         replay.main(copied(done, tmp_path, forge))
     said = capsys.readouterr().out
     assert "0 edited" in said and "line 10: seed=0 method=all_on user=test-2 does not reproduce" in said
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"format": 2, "plan": {"env": ENV}}, "results of format 2, this version reads 1"),
+        ({"format": 1}, "holds no plan"),
+        ({"format": 1, "plan": {"env": ENV, "invented": 1}}, "holds no plan"),
+    ],
+)
+def test_replay_refuses_a_plan_of_another_version(tmp_path, plan, said):
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(SystemExit, match=said):
+        replay.main([str(tmp_path / "results.csv"), "--num-threads", "1"])
 
 
 def test_replay_needs_a_results_folder(tmp_path):

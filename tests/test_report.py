@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from eval.report.__main__ import main as report
 from eval.report.axes import apart, broken, even_ticks, logarithmic, ratio_ticks
 from eval.report.contents import EXAMPLES
+from eval.report.fronts import height
 from eval.report.page import page, pictures, style
 from eval.report.picture import COLOURS, Box, Mark, Path, Picture, Text
 from eval.report.raster import to_pixels
@@ -222,6 +223,34 @@ def table_cells(summary, title):
     lines = markdown(summary).split(f"**{title}")[1].split("\n**")[0].splitlines()
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     return {row[0]: row[1:] for row in rows}
+
+
+def test_masks_are_counted_within_a_seed_and_a_fold(tmp_path):
+    """A mask per population that differs between folds is one mask in each."""
+    write_results(tmp_path, simulated=False, folds=2)
+    path = tmp_path / "results.csv"
+    with path.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row in table:
+        if row["method"] == "best_static":
+            row["mask"] = "".join("01"[place == int(row["fold"])] for place in range(len(row["mask"])))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    methods = summarise(read_results(tmp_path))["methods"]
+    assert methods["best_static"]["distinct_masks"] == 1 < methods["ppo"]["distinct_masks"]
+
+
+def test_a_method_of_few_users_stands_where_its_difference_from_the_subject_puts_it(tmp_path):
+    write_results(tmp_path, fewer=8)
+    summary = summarise(read_results(tmp_path))
+    slow, mine = (summary["methods"][name] for name in ("full_finetune", "ppo"))
+    assert height("ppo", summary) == mine["means"]["accuracy"]
+    due = mine["means"]["accuracy"] + slow["against"]["ppo"]["accuracy"]["mean"]
+    assert height("full_finetune", summary) == due != slow["means"]["accuracy"]
+    titles = [item.title for item in pictures(summary)["fronts"].items if isinstance(item, Mark) and item.title]
+    assert any(f"accuracy {due:.3f}, by its difference from ppo on fewer users" in title for title in titles)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 
 from envs import MINIATURES
 from eval import timing
@@ -54,6 +55,19 @@ def test_methods_added_later_are_timed_beside_base_and_the_others_keep_their_fig
     assert later["methods"] == ["head"] and later["base"]["inference_ms"] != known["methods"]["base"]["inference_ms"]
     more = time_methods(plan("all_on", "head", "prototypes"), found)
     assert [one["methods"] for one in more["later"]] == [["head"], ["prototypes"]] and "later" not in known
+
+
+def test_texts_are_brought_to_one_length_without_padding():
+    texts = torch.tensor([[5, 6, 7, -1, -1], [1, 2, 3, 4, 8], [9, -1, -1, -1, -1]])
+    assert timing._to_width(texts, 4).tolist() == [[5, 6, 7, 5], [1, 2, 3, 4], [9, 9, 9, 9]]
+    assert timing._to_width(texts, None) is texts
+
+
+@pytest.mark.usefixtures("quick")
+def test_figures_of_texts_of_another_length_are_not_kept(known, asked, monkeypatch):
+    assert known.get("tokens") is None
+    found = time_methods(plan("all_on", "head"), {**known, "tokens": 32})
+    assert asked == [["base", "all_on", "head"]] and "later" not in found and found["tokens"] is None
 
 
 @pytest.mark.usefixtures("quick")

@@ -196,6 +196,10 @@ def test_what_was_found_elsewhere_can_be_taken_over(run, tmp_path):
     own = entries(tmp_path)["flat"]
     back = ["--env", ENV, "--out", str(tmp_path / "methods.yml"), "--methods", "planted,flat"]
     assert "that dsa/DigitsResNet-v0 has not found for itself" in refused(*back, "--adopt", "dsa/PopquornBert-v0")
+    assert "has nothing of dsa/PopquornBert-v0" in refused(*back, "--adopt", "dsa/PopquornBert-v0", "--again"), (
+        "it is not its own"
+    )
+    write_tuned(tmp_path / "methods.yml", "dsa/PopquornBert-v0", "planted", found)
     tune_methods.main([*back, "--adopt", "dsa/PopquornBert-v0", "--again"])
     assert "search" not in entries(tmp_path)["planted"] and entries(tmp_path)["flat"] == own
 

@@ -22,8 +22,9 @@ class AdaLoRA(Ranked):
     Zhang et al. 2023, "AdaLoRA: Adaptive budget allocation for parameter-efficient fine-tuning".
 
     Kept: B diag(E) A, importance of every direction by smoothed sensitivity and uncertainty after every step, the budget that
-    falls from 1.5 times its end to its end along a cubic, the orthogonality penalty. The schedule is scaled to our few steps:
-    a tenth at the full budget, then falling, the last half at the final one. Not kept: dropout and learning rate warm-up.
+    falls along a cubic to its end from 1.5 times that (in whole ranks: from twice, where it ends with one per module), the
+    orthogonality penalty. The schedule is scaled to our few steps: a tenth at the full budget, then falling, the last half at
+    the final one. Not kept: dropout and learning rate warm-up.
 
     Attributes:
         rank: mean rank per module in the end; modules may end with more or none.

@@ -88,8 +88,8 @@ class Method(ABC):
         labels: ``"support"``, or ``"all"`` where support and validation examples are shown, joined (:attr:`Group.parts`).
         trades: whether the cost weight makes a difference; then it is fitted and shown users for each weight.
         space: values that tuning chooses between, by field; empty: nothing to tune.
-        length: the field that says how long personalising trains (tuning stops hopeless trials at a fifth of it); None: it
-            does not train.
+        length: the field that says how long fitting or personalising trains (tuning stops hopeless trials at a fifth of it);
+            None: nothing trains for a length of its own.
         together: users that are personalised in one call.
         through_backbone: whether personalising differentiates through the backbone.
         needs: distributions that must be installed.

@@ -65,6 +65,7 @@ class HardConcrete(Chooser):
 
     scope = "mask per population"
     trades = True
+    length = "steps"
     space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "penalty": (0.3, 1.0, 3.0, 10.0),
         "rate": (0.03, 0.1, 0.3),

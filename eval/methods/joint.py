@@ -61,6 +61,7 @@ class Joint(Method):
     rate: float = 1e-3
 
     scope: ClassVar[str] = "nobody"
+    length: ClassVar[str | None] = "steps"
     space: ClassVar = {"steps": (100, 400, 1600), "rate": (3e-4, 1e-3, 3e-3, 1e-2)}
 
     def fit(self, world: World, cost_weight: float) -> Fitted:

@@ -17,7 +17,8 @@ class LoRA(Ranked):
     Kept: W + B A with B = 0 at the start, on query and value; every user starts afresh and sees that user's examples alone
     (in OPPU's published code user i also trains on those of the users before). Convolutions as PEFT does them: A has the
     kernel's size, B is 1x1. Not kept: dropout, weight decay, warm-up and clipping, which twenty steps do not need; alpha,
-    whose part the tuned rate plays (here alpha = rank, so that the update is B A itself); OPPU's retrieval and profiles.
+    whose part the tuned rate plays (here alpha = rank, so that the update is B A itself); of OPPU the LoRA that is first
+    trained on other users and merged, the retrieval and the profiles.
 
     Attributes:
         rank: of A and B. where: see :class:`eval.methods.injected.Ranked`.

@@ -30,10 +30,11 @@ class SelfCritical(Chooser):
 
     Kept: one glance decides all gates at once as independent bits, probabilities bounded to ``bound * p + (1 - bound) *
     (1 - p)``, REINFORCE whose baseline is the reward of the policy's own mask thresholded at one half (self-critical), Adam,
-    a policy per trade-off. Changed: what is gated are pathways of a user, not blocks for an image; the policy network is
-    the scorer that PPO trains here, so that only the algorithm differs; the reward is ours, validation accuracy minus cost
-    weight times cost. The curriculum (deciding about the last blocks first) and the joint fine-tuning after it are
-    left out: adapters come from the meta-initialisation for every method alike.
+    a policy per trade-off, a random start (with real people PPO begins as the best static mask and departs from it by a
+    margin, ``warm_start`` in :mod:`agents.learning`: there not the algorithm alone differs). Changed: what is gated are
+    pathways of a user, not blocks for an image; the policy network is the scorer that PPO trains here; the reward is ours,
+    validation accuracy minus cost weight times cost. The curriculum (deciding about the last blocks first) and the joint
+    fine-tuning after it are left out: adapters come from the meta-initialisation for every method alike.
 
     As many masks are sampled as PPO samples for the environment; those of the baseline come on top (the oracle
     answers equal questions once). What is best by val users' query reward is kept, looked at as often as PPO's.

@@ -115,13 +115,15 @@ def mask_table(summary: Summary) -> Table:
     note = (
         f"Reward: accuracy less cost weight times cost. Hypervolume over the cost weights {', '.join(weights)}, reference: "
         f"cost {WORST_COST:g}, accuracy of base; - without a trade-off. On: share of the pathways; masks: different ones among "
-        f"a seed's users; both, adaptations and differences at cost weight {main}."
+        f"the users of a seed (and fold); both, adaptations and differences at cost weight {main}."
     )
     if subject:
         note += (
             f" At {subject}'s cost: the rival's front over the cost weights (base among its points), read at that mean cost; "
             "a rival without a front as it is, if it is not dearer."
         )
+    if {"random", "shuffled"} & cells.keys():
+        note += " random and shuffled deal out masks that the policy picked for val users."
     return Table("Methods that choose pathways", heads, _lines(summary, cells), note)
 
 
@@ -177,6 +179,10 @@ def timing_table(summary: Summary) -> Table:
         "Median (quartiles) of runs in turn, on the machine that wrote the folder: "
         f"{timing.get('threads', '?')} thread(s), {timing.get('repeats', '?')} repeats, {timing.get('users', '?')} users."
     )
+    if timing.get("tokens"):
+        note += f" Texts that are predicted have {timing['tokens']} tokens each."
+    if half := [name for name in cells if summary["methods"][name]["settings"].get("low_precision")]:
+        note += f" In bfloat16, the others in float32: {', '.join(half)}."
     note += "".join(_timed_later(timing["methods"]["base"], later) for later in timing.get("later", []))
     return Table("Time and memory", [*heads, "operations per example"], _lines(summary, cells), note)
 

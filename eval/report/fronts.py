@@ -1,7 +1,7 @@
 """The figure of accuracy against cost, with a front for every method that trades one for the other."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,15 @@ KEY = 3
 def accuracy_against_cost(summary: Summary) -> Picture:
     """Points for all methods, numbered by accuracy; lines for those with a trade-off."""
     methods = measured(summary)
-    numbers = {name: i + 1 for i, name in enumerate(sorted(methods, key=lambda name: -methods[name]["means"]["accuracy"]))}
+    heights = {name: height(name, summary) for name in methods}
+    numbers = {name: i + 1 for i, name in enumerate(sorted(methods, key=lambda name: -heights[name]))}
     lines = -(-len(methods) // KEY)
     picture = Picture("Accuracy against cost", _said(summary, methods), WIDE, BOTTOM + 52 + 15.0 * lines)
     frame = Frame(picture, LEFT, TOP, RIGHT, BOTTOM)
-    across, upright = _scales(frame, methods, summary["counts"])
+    across, upright = _scales(frame, methods, [*heights.values()], summary["counts"])
     for name in sorted((name for name in methods if methods[name]["trades"]), key=lambda name: name == summary["subject"]):
         _front(picture, summary, name, across, upright)
-    places = {name: (across(one["means"]["cost"]), upright(one["means"]["accuracy"])) for name, one in methods.items()}
+    places = {name: (across(one["means"]["cost"]), upright(heights[name])) for name, one in methods.items()}
     taken: list[Rectangle] = []
     for name, (x, y) in places.items():
         around = 7.5 if name == summary["subject"] else 5.0
@@ -43,10 +44,20 @@ def accuracy_against_cost(summary: Summary) -> Picture:
     return picture
 
 
-def _scales(frame: Frame, methods: Mapping[str, Any], counts: str | None) -> tuple[Scale, Scale]:
+def height(name: str, summary: Summary) -> float:
+    """At what accuracy a method stands. One of fewer users than the subject: as far from it as on the users of both."""
+    methods, subject = summary["methods"], summary["subject"]
+    one, mine = methods[name], methods.get(subject)
+    found = one["against"].get(subject, {}).get("accuracy")
+    if mine is None or found is None or one["users"] * one["seeds"] >= mine["users"] * mine["seeds"]:
+        return one["means"]["accuracy"]
+    return mine["means"]["accuracy"] + found["mean"]
+
+
+def _scales(frame: Frame, methods: Mapping[str, Any], at: Sequence[float], counts: str | None) -> tuple[Scale, Scale]:
     """The axes; costs beyond the whole-model mask's stand behind a break."""
     costs = [one["means"]["cost"] for one in methods.values()] + _of_weights(methods, "cost")
-    heights = [one["means"]["accuracy"] for one in methods.values()] + _of_weights(methods, "accuracy")
+    heights = [*at, *_of_weights(methods, "accuracy")]
     dear = max(costs) > WORST_COST
     middle = LEFT + 0.76 * (RIGHT - LEFT) if dear else RIGHT
     across = broken(WORST_COST, 1.2 * max(costs), LEFT, middle, RIGHT) if dear else linear(0, WORST_COST, LEFT, RIGHT)
@@ -89,7 +100,9 @@ def _front(picture: Picture, summary: Summary, name: str, across: Scale, upright
 def _point(frame: Frame, summary: Summary, name: str, number: int, place: Place, taken: list[Rectangle]) -> None:
     """A method's sign at the main cost weight, and its number beside it, with a line to it where it had to go far."""
     (shape, colour), means, mine = look(name, summary), summary["methods"][name]["means"], name == summary["subject"]
-    said = f"{name}: cost {means['cost']:.3f}, accuracy {means['accuracy']:.3f}"
+    at = height(name, summary)
+    fewer = f", by its difference from {summary['subject']} on fewer users" if at != means["accuracy"] else ""
+    said = f"{name}: cost {means['cost']:.3f}, accuracy {at:.3f}{fewer}"
     wide = Text(0, 0, str(number), size=11).width + 1
     left, top = free_spot(place, (wide, 9.0), taken, frame)
     taken.append((left, top, wide, 9.0))
@@ -102,10 +115,10 @@ def _point(frame: Frame, summary: Summary, name: str, number: int, place: Place,
 
 
 def _said(summary: Summary, methods: Mapping[str, Any]) -> str:
-    best = max(methods, key=lambda name: methods[name]["means"]["accuracy"])
+    best = max(methods, key=lambda name: height(name, summary))
     said = [f"Scatter plot of {len(methods)} methods at cost weight {summary['cost_weight']:g}, lines are Pareto fronts."]
     for name in dict.fromkeys([best, *([summary["subject"]] if summary["subject"] else []), "base"]):
         if name in methods:
             means = methods[name]["means"]
-            said.append(f"{name}: accuracy {means['accuracy']:.3f} at cost {means['cost']:.2f}.")
+            said.append(f"{name}: accuracy {height(name, summary):.3f} at cost {means['cost']:.2f}.")
     return " ".join(said)

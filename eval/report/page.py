@@ -13,7 +13,8 @@ from eval.report.tables import inline_html
 
 READ = {
     "fronts": "Lines: a method's Pareto front over the cost weights; large signs: at the cost weight of the tables. Numbers "
-    "rank by accuracy. Behind the break costs stand by ratios.",
+    "rank by accuracy; a method of fewer users stands as far from the subject as on the users of both. Behind the break costs "
+    "stand by ratios.",
     "gains": "Each row a histogram of users, scaled by itself; the most accurate methods of each kind.",
     "curve": "Steps between numbers of examples are even. Users with fewer examples drop out, so that points are of different "
     "users; how many is said where the pointer rests. The vertical strokes are 95 % intervals.",

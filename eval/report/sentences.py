@@ -17,7 +17,7 @@ def lead(summary: Summary) -> str:
     every = measured(summary).values()
     users, seeds = max(one["users"] for one in every), max(one["seeds"] for one in every)
     unit = (
-        "every seed draws users anew, who are resampled within seeds"
+        "every seed draws users anew, who are resampled within seeds (the examples that they share stay as they are)"
         if summary["simulated"]
         else "real people, averaged over seeds"
     )
@@ -27,9 +27,15 @@ def lead(summary: Summary) -> str:
         f"{' in all' * bool(summary['simulated'] and seeds > 1)}{folds}; {unit}. Paired differences with 95 % bootstrap "
         "intervals, one by one; verdicts (above, below, no difference shown) are corrected for the number of comparisons "
         "(sign-flip tests, at equal cost by bootstrap; Holm over the methods of a column, rewards over all cost weights too) "
-        "and hold together with 95 %. Methods with fewer users or seeds are compared on those. Made by "
+        f"and hold together with 95 %. Methods with fewer users or seeds are compared on those.{_choosers(summary)} Made by "
         f"{code(summary['command'])}, in {_duration(summary['seconds'])} of one core."
     )
+
+
+def _choosers(summary: Summary) -> str:
+    """Who is not among the test users, and why."""
+    whose = " and ".join(map(code, summary.get("choosers", ())))
+    return f" Not among them: people who chose hyperparameters, as val users of {whose}." if whose else ""
 
 
 def _duration(seconds: float) -> str:

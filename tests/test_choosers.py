@@ -1,0 +1,87 @@
+"""Who chose hyperparameters under one protocol is no test user under another."""
+
+import csv
+
+import miniatures
+import pytest
+from test_eval_run import ENV as DIGITS
+from test_eval_run import SMALL, arguments, rows
+
+from eval import choosers, run, tuned
+from eval.choosers import choosers_of, split_key, val_users_of
+from eval.plan import Place, Plan
+from eval.rows import Measuring
+from meta.arguments import parse_pairs
+from users.popquorn import popquorn
+
+POPQUORN, OTHER = "dsa/PopquornBert-v0", "dsa/PopquornBert-v0 protocol:new_annotators"
+ADOPTED = {"settings": {}, "adopted": OTHER}
+KWARGS = parse_pairs(SMALL, "SMALL")
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """What tuning is made to have found, by environment."""
+    entries = {}
+    monkeypatch.setattr(choosers, "read_tuned", lambda: entries)
+    return entries
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A data root with few annotators."""
+    monkeypatch.setenv("DSA_DATA_ROOT", str(miniatures.popquorn(tmp_path / "data")))
+    val_users_of.cache_clear()
+    yield tmp_path / "data"
+    val_users_of.cache_clear()
+
+
+def test_choosers_are_environments_of_the_same_people_that_settings_come_from(found):
+    assert choosers_of(POPQUORN, {}) == ()
+    found[POPQUORN] = {"joint": ADOPTED, "gumbel": ADOPTED, "feddpa": {"settings": {}, "search": "x"}}
+    assert choosers_of(POPQUORN, {}) == choosers_of(POPQUORN, {"rank": 2}) == (OTHER,)
+    found["dsa/JesterBert-v0"] = {"joint": ADOPTED}
+    assert choosers_of("dsa/JesterBert-v0", {}) == (), "readers of jokes are other people"
+    assert choosers_of("dsa/Planted-v0", {}) == ()
+
+
+def test_a_key_is_taken_apart_as_it_was_put_together():
+    assert split_key(OTHER) == (POPQUORN, {"protocol": "new_annotators"})
+    assert tuned.env_key(*split_key(OTHER)) == OTHER
+
+
+def test_val_users_are_those_of_the_other_protocol_and_some_of_them_are_test_users_here(root):
+    with (root / "popquorn_offensiveness" / "users.csv").open() as file:
+        given = {row["user_id"] for row in csv.DictReader(file) if row["split"] == "val"}
+    assert val_users_of(OTHER) and val_users_of(OTHER) <= given
+    tests = {user.user_id for fold in range(5) for user in popquorn(root, fold=fold).test}
+    assert val_users_of(OTHER) & tests
+
+
+@pytest.fixture
+def one_left_out(monkeypatch):
+    """``test-3`` of the simulated users is said to have chosen."""
+    monkeypatch.setattr("eval.rows.val_users_of", lambda key: frozenset({"test-3", "nobody-here"}))
+    monkeypatch.setattr(run, "choosers_of", lambda env, kwargs: ("somewhere",))
+
+
+def test_who_chose_is_measured_by_no_method_and_the_report_says_so(one_left_out, tmp_path):
+    run.main(arguments(tmp_path, "--methods", "base,all_on", "--no-timing", "--shown", "0", "1"))
+    asked = {(row["method"], row["user"]) for row in rows(tmp_path)}
+    assert {user for _, user in asked} == {f"test-{index}" for index in range(6)} - {"test-3"}
+    assert (
+        "Not among them: people who chose hyperparameters, as val users of `somewhere`."
+        in (tmp_path / "results.md").read_text()
+    )
+
+
+def test_the_few_users_of_slow_methods_are_others_instead(one_left_out, monkeypatch):
+    plan = Plan(
+        DIGITS, KWARGS, choosers=("somewhere",), methods=("base", "all_on"), slow_users=5, shown=(0, 1), few_shown=(0, 2)
+    )
+    measuring = Measuring(plan, Place(0), plan.scenario(Place(0)))
+    monkeypatch.setattr(Measuring, "slow", lambda self, method: True)
+    method = plan.method("all_on")
+    few = measuring.users(method, None)
+    assert len(few) == 5 and "test-3" not in {measuring.support.ids[index] for index in few}
+    assert measuring.users(method, 2) == few and measuring.users(method, 1) == []
