@@ -15,7 +15,7 @@ from eval.panel import Panel, Rows
 from eval.results import Results
 from eval.run_facts import FORMAT, ResultsError
 from eval.statistics import Difference, calibration_error, corrected, difference, spread
-from eval.tradeoff import at_equal_cost, volume
+from eval.tradeoff import at_equal_cost, volume, volume_lead
 
 SUBJECT = "ppo"
 """The method that the others are compared with."""
@@ -143,9 +143,9 @@ def _edges(panel: Panel, names: Iterable[str]) -> NDArray[np.float64]:
 
 
 def _compare(panel: Panel, methods: dict[str, dict[str, Any]]) -> None:
-    """Add ``against``, ``subject_less`` and what is at equal cost."""
+    """Add ``against``, ``subject_less``, leads in hypervolume and what is at equal cost."""
     for method in methods.values():
-        method |= {"against": {}, "subject_less": {}, "at_equal_cost": None}
+        method |= {"against": {}, "subject_less": {}, "volume_lead": None, "at_equal_cost": None}
     for reference in REFERENCES:
         others = [name for name in methods if name != reference]
         for measure in COMPARED:
@@ -161,6 +161,7 @@ def _compare(panel: Panel, methods: dict[str, dict[str, Any]]) -> None:
         methods[name]["subject_less"][f"{weight:g}"] = asdict(found)
     if not len(panel.rows(SUBJECT)):
         return
+    _note(methods, {name: volume_lead(panel, SUBJECT, name) for name in methods if name != SUBJECT}, ("volume_lead",))
     asked = {name: at_equal_cost(panel, SUBJECT, name) for name in methods if name != SUBJECT and len(panel.rows(name))}
     _note(methods, {name: one for name, one in asked.items() if isinstance(one, Difference)}, ("at_equal_cost",))
     for name, one in asked.items():

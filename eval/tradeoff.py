@@ -17,6 +17,10 @@ RESAMPLES = 10_000
 """So many that the smallest p-value, 2 / (1 + R), stays far below 5 % when it is corrected for some dozens of rivals."""
 
 
+VOLUMES = 2_000
+"""Resamples for hypervolumes, which are computed one by one."""
+
+
 def points(panel: Panel, method: str, *beside: Rows) -> list[Points]:
     """Per seed (of real people: once) ``[B + K, U, 2]``, cost and accuracy: of the rows beside, then of a method's weights.
 
@@ -40,6 +44,32 @@ def volume(panel: Panel, method: str) -> float | None:
         return None
     means = np.mean([each.mean(1) for each in per_seed], axis=0)
     return hypervolume(means[1:], (WORST_COST, float(means[0, 1])))
+
+
+def volume_lead(panel: Panel, subject: str, rival: str) -> Difference | None:
+    """The subject's hypervolume less the rival's, reference as in :func:`volume`, on the users whom both have.
+
+    Users are resampled within seeds, means and fronts computed anew each time. None where one of them has no trade-off.
+    """
+    if not all(panel.run.methods[name].trades for name in (subject, rival)):
+        return None
+    mine = [panel.rows(subject, weight) for weight in panel.run.cost_weights]
+    per_seed = points(panel, rival, panel.rows("base"), *mine)
+    if not per_seed:
+        return None
+    columns = [each.transpose(1, 0, 2).reshape(each.shape[1], -1) for each in per_seed]
+    drawn = np.array([_volumes_apart(means, len(mine)) for means in resampled_means(columns, VOLUMES)])
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    mean = _volumes_apart(np.mean([each.mean(0) for each in columns], axis=0), len(mine))
+    shared = panel.align(panel.rows("base"), *mine, *(panel.rows(rival, weight) for weight in panel.run.cost_weights))[0]
+    return Difference(Interval(mean, float(low), float(high)), _two_sided(drawn), *panel.counts(shared))
+
+
+def _volumes_apart(means: Values, count: int) -> float:
+    """From mean points in a row ``[2 (1 + K + K)]``, base's first, then the subject's ``count``: its volume less the other."""
+    place = means.reshape(-1, 2)
+    reference = (WORST_COST, float(place[0, 1]))
+    return hypervolume(place[1 : 1 + count], reference) - hypervolume(place[1 + count :], reference)
 
 
 def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:

@@ -22,7 +22,7 @@ from eval.statistics import (
     sign_flip,
     spread,
 )
-from eval.tradeoff import at_equal_cost, points, volume
+from eval.tradeoff import at_equal_cost, points, volume, volume_lead
 
 PAIR = {"base": SPECS["base"], "ppo": SPECS["ppo"], "head": SPECS["head"], "full_finetune": SPECS["full_finetune"]}
 
@@ -171,6 +171,11 @@ def test_hypervolume_and_equal_cost_by_hand(tmp_path):
     # (.2, .7) rules from .2 to .5, (.5, .8) from there to 1.05; base is at .5
     assert volume(made, "greedy") == pytest.approx(0.3 * 0.2 + 0.55 * 0.3)
     assert volume(made, "head") is None
+    # ppo: .75 of a width times .16; everybody is alike, so that no resample differs
+    lead = volume_lead(made, "ppo", "greedy")
+    assert lead.interval.mean == pytest.approx(0.75 * 0.16 - (0.3 * 0.2 + 0.55 * 0.3))
+    assert lead.interval.low == pytest.approx(lead.interval.mean) == pytest.approx(lead.interval.high)
+    assert lead.p < 0.01 and volume_lead(made, "ppo", "head") is None
     # the line from (.2, .7) to (.5, .8) is at .7333 where ppo costs .3
     found = at_equal_cost(made, "ppo", "greedy")
     assert found.interval.mean == pytest.approx(0.66 - (0.7 + 0.1 / 3)) and found.interval.low == pytest.approx(
@@ -193,6 +198,15 @@ def test_a_method_is_no_better_than_its_own_front(tmp_path):
     assert found.interval.mean == pytest.approx(means[0, 1] - interpolated(means[1:], means[:1, 0])[0])
     assert found.interval.low < found.interval.mean < found.interval.high
     assert at_equal_cost(made, "gradient_norm", "gradient_norm").interval.mean <= 1e-12
+
+
+def test_a_lead_in_hypervolume_is_the_difference_and_none_over_oneself(tmp_path):
+    made = panel(tmp_path, SPECS, users=30, seeds=2, shown=())
+    lead = volume_lead(made, "ppo", "gradient_norm").interval
+    assert lead.mean == pytest.approx(volume(made, "ppo") - volume(made, "gradient_norm"))
+    assert lead.low < lead.mean < lead.high
+    same = volume_lead(made, "ppo", "ppo")
+    assert (same.interval.low, same.interval.high) == pytest.approx((0, 0), abs=1e-12)
 
 
 # Two folders.

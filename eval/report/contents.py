@@ -36,13 +36,14 @@ def titled(name: str, method: Mapping[str, Any], summary: Summary) -> str:
     return f"{name} ({method['users']} users, {method['seeds']} seed{'s' * (method['seeds'] > 1)})"
 
 
-def interval_text(found: Mapping[str, float] | None, verdict: bool = True) -> str:
+def interval_text(found: Mapping[str, Any] | None, verdict: bool = True, digits: int = 3) -> str:
     """``+0.012 [+0.003, +0.021] above``."""
     if found is None:
         return NONE
     if "none" in found:
         return str(found["none"])
-    text = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    mean, low, high = (f"{found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    text = f"{mean} [{low}, {high}]"
     return f"{text} {found['verdict']}" if verdict else text
 
 
@@ -99,7 +100,8 @@ def mask_table(summary: Summary) -> Table:
     subject, main = summary["subject"], f"{summary['cost_weight']:g}"
     weights = [f"{weight:g}" for weight in summary["cost_weights"]]
     heads = ["method", "labels", *(f"reward at {weight}" for weight in weights), "hypervolume", "on", "masks", "adaptations"]
-    heads += [f"reward, {subject} less it", f"accuracy at {subject}'s cost, {subject} less it"] if subject else []
+    compared = ("reward", f"accuracy at {subject}'s cost", "hypervolume")
+    heads += [f"{what}, {subject} less it" for what in compared] if subject else []
     cells = {}
     for name, method in measured(summary).items():
         if method["kind"] != KINDS[3] and name not in ("base", "all_on"):
@@ -111,6 +113,7 @@ def mask_table(summary: Summary) -> Table:
         row += [figure_text(method["distinct_masks"], ".0f"), figure_text(means["adaptations"], ".0f")]
         if subject:
             row += [interval_text(method["subject_less"].get(main)), interval_text(method["at_equal_cost"])]
+            row += [interval_text(method["volume_lead"], digits=4)]
         cells[name] = row
     note = (
         f"Reward: accuracy less cost weight times cost. Hypervolume over the cost weights {', '.join(weights)}, reference: "

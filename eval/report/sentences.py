@@ -26,7 +26,8 @@ def lead(summary: Summary) -> str:
         f"{code(summary['env'])} ({code(summary['population'])}): {seeds} seed{'s' * (seeds > 1)}, {users} test users"
         f"{' in all' * bool(summary['simulated'] and seeds > 1)}{folds}; {unit}. Paired differences with 95 % bootstrap "
         "intervals, one by one; verdicts (above, below, no difference shown) are corrected for the number of comparisons "
-        "(sign-flip tests, at equal cost by bootstrap; Holm over the methods of a column, rewards over all cost weights too) "
+        "(sign-flip tests, of hypervolumes and at equal cost by bootstrap; Holm over the methods of a column, rewards over all "
+        "cost weights too) "
         f"and hold together with 95 %. Methods with fewer users or seeds are compared on those.{_choosers(summary)} Made by "
         f"{code(summary['command'])}, in {_duration(summary['seconds'])} of one core."
     )
@@ -57,6 +58,7 @@ def sentences(summary: Summary) -> list[str]:
         f"Accuracy at the mean cost of {code(subject)} ({mine['means']['cost']:.2f})", subject, masks, _equal_cost
     )
     found += _dearer(subject, masks)
+    found += _by_labels("Hypervolume over the cost weights", subject, masks, lambda one: one["volume_lead"], 4)
     found += _by_labels("Accuracy at whatever cost, methods that choose no pathways", subject, dense, _accuracy(subject))
     found += _best_dense(subject, mine, dense)
     found += _spread_sentence(subject, mine)
@@ -76,23 +78,25 @@ def _equal_cost(method: Mapping[str, Any]) -> Any:
     return None if found is None or "none" in found else found
 
 
-def _by_labels(what: str, subject: str, methods: Comparisons, ask: Callable[[Mapping[str, Any]], Any]) -> list[str]:
+def _by_labels(
+    what: str, subject: str, methods: Comparisons, ask: Callable[[Mapping[str, Any]], Any], digits: int = 3
+) -> list[str]:
     """A sentence on methods with no more labels than the subject, and one on those that see more."""
     out = []
     for use, words in (("support", what), ("all", f"{what}, with validation labels as well")):
         found = {name: ask(one) for name, one in methods.items() if one["label_use"] == use}
-        said = _verdicts({name: one for name, one in found.items() if one is not None})
+        said = _verdicts({name: one for name, one in found.items() if one is not None}, digits)
         out += [f"{words}: {code(subject)} {said}."] * bool(said)
     return out
 
 
-def _verdicts(found: Comparisons) -> str:
+def _verdicts(found: Comparisons, digits: int) -> str:
     """``is above `a` (+0.012), `b` (+0.010); shows no difference from `c` (+0.001)``."""
     parts = []
     for verdict, words in SAID:
         named = sorted((name for name in found if found[name]["verdict"] == verdict), key=lambda name: -found[name]["mean"])
         if named:
-            parts.append(f"{words} " + ", ".join(f"{code(name)} ({found[name]['mean']:+.3f})" for name in named))
+            parts.append(f"{words} " + ", ".join(f"{code(name)} ({found[name]['mean']:+.{digits}f})" for name in named))
     return "; ".join(parts)
 
 
