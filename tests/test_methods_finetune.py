@@ -135,8 +135,9 @@ def test_full_fine_tuning_is_adam_on_logits_with_what_cross_fitting_adds(text_wo
             assert torch.allclose(after[name], value, atol=1e-5), name
 
 
-def test_texts_in_pieces_give_the_logits_and_gradients_of_texts_at_once(text_world, monkeypatch):
-    model = Tunable(text_world.model)
+@pytest.mark.parametrize("made", [Tunable, lambda model: WithAdapters(model, 4, torch.Generator().manual_seed(0))])
+def test_texts_in_pieces_give_the_logits_and_gradients_of_texts_at_once(made, text_world, monkeypatch):
+    model = made(text_world.model)
     model.requires_grad_(True)
     group = text_world.group("train", "query", torch.tensor([0]))
     inputs = group.inputs(0)
@@ -150,7 +151,10 @@ def test_texts_in_pieces_give_the_logits_and_gradients_of_texts_at_once(text_wor
         logits.square().sum().backward()
         return [logits, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
+    widths, trimmed = [], type(model.backbone).trimmed
+    monkeypatch.setattr(type(model.backbone), "trimmed", lambda self, some: widths.append(len(some)) or trimmed(self, some))
     pieces = found()
+    assert len(widths) > 1 and sum(widths) == len(inputs)
     monkeypatch.setattr(type(text_world.model.backbone), "pieces", Backbone.pieces)
     whole = found()
     assert len(pieces) == len(whole) > 10
@@ -280,7 +284,7 @@ def test_nothing_below_the_first_adapter_is_differentiated(world):
     model, seen = method("bottleneck").tunable(world, Fitted()), []
     for block in model.backbone.blocks:
         block.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
-    model(asked(world).inputs(0))
+    model(asked(world).inputs(0)[:1])
     assert seen == [False] + [True] * (len(model.backbone.blocks) - 1)
 
 

@@ -41,13 +41,13 @@ class WithAdapters(Tunable):
         axis, widths = self.backbone.channel_axis, [spec.width for spec in self.backbone.specs()]
         self.adapters = nn.ModuleList([Adapter(width, rank, axis, generator) for width in widths])
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """See :class:`Tunable`."""
+    def features(self, inputs: Tensor) -> Tensor:
+        """See :meth:`Tunable.features`."""
         hidden = self.backbone.stem(inputs)
         for index, adapter in enumerate(self.adapters):
             hidden = self.backbone.block(index, hidden)
             hidden = hidden.with_tensor(adapter(hidden.tensor))
-        return self.classifier(self.backbone.readout(hidden))
+        return self.backbone.readout(hidden)
 
 
 @dataclass(frozen=True)

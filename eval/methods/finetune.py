@@ -51,9 +51,13 @@ class Tunable(nn.Module):
         backbone = self.backbone
         pieces = backbone.pieces(inputs)
         if len(pieces) == 1:
-            return self.classifier(backbone(inputs))
-        features = torch.cat([backbone(backbone.trimmed(inputs[piece])) for piece in pieces])
+            return self.classifier(self.features(inputs))
+        features = torch.cat([self.features(backbone.trimmed(inputs[piece])) for piece in pieces])
         return self.classifier(features[torch.cat(pieces).argsort()])
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features ``[N, F]`` of inputs ``[N, ...]`` that go through the backbone together."""
+        return self.backbone(inputs)
 
 
 @dataclass(frozen=True)
