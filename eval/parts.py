@@ -24,8 +24,8 @@ class Part:
         folder: of the results.
         place: whose.
 
-    A last line that a kill left half written is dropped when the file is opened, and so are rows that failed: they are tried
-    again.
+    A last line that a kill left half written is dropped when the file is opened. Rows that failed are not known: they are tried
+    again, after :meth:`drop_failed`.
     """
 
     def __init__(self, folder: Path, place: Place) -> None:
@@ -33,8 +33,7 @@ class Part:
         if not self.path.exists():
             write_atomically(self.path, (",".join(COLUMNS) + "\n").encode())
         self._drop_torn_line()
-        self._drop_failed()
-        found = [*self.rows()]
+        found = [row for row in self.rows() if not row["status"].startswith("failed")]
         self.known = {self._key(row) for row in found}
         self._artefacts = {self._key(row)[:3]: row["artefacts"] for row in found}
         self._clock = self.path.with_suffix(".seconds")
@@ -46,7 +45,8 @@ class Part:
         if not data.endswith(b"\n"):
             write_atomically(self.path, data[: data.rfind(b"\n") + 1])
 
-    def _drop_failed(self) -> None:
+    def drop_failed(self) -> None:
+        """Make the file one of rows that did not fail."""
         found = [*self.rows()]
         whole = [row for row in found if not row["status"].startswith("failed")]
         if len(whole) < len(found):
@@ -89,7 +89,8 @@ class Part:
         if known and artefacts and known != artefacts:
             raise ValueError(
                 f"{self.path} has rows of {method} that were made with another model, other data, or another fit ({known}, now "
-                f"{artefacts}): the environment, the data, or the code that fits have changed since. Choose another --out."
+                f"{artefacts}): the environment, the data, the code that fits, or the method's "
+                "file have changed since. Choose another --out."
             )
 
     def done(self, key: Key) -> bool:

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from envs import known_spec
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
 from eval.methods import make_method
 from eval.methods.base import Method
+from eval.run_facts import FORMAT, read_json
 
 BASE = "base"
 
@@ -47,7 +49,7 @@ class Plan:
         few_shown: sizes of the curve for these.
         settings: hyperparameters by method that are not its defaults.
         choosers: environments (:func:`eval.tuned.env_key`) whose val users chose some of these settings: such of them as are
-            test users here are not measured.
+            test users here are measured by no method.
     """
 
     env: str
@@ -90,7 +92,7 @@ class Plan:
             raise ValueError(f"the curve's methods must be among the methods; missing are {sorted(missing)}.")
         if apart := [name for name in self.curve if self.method(name).labels == "all"]:
             raise ValueError(
-                f"{apart[0]} needs to know which examples are the support and which validation, which the curve joins; leave "
+                f"the curve shows both kinds of labels to every method; {apart[0]} has all of them anyway, and no curve: leave "
                 "it out of --curve."
             )
         if self.folds and "fold" in self.env_kwargs:
@@ -120,6 +122,24 @@ class Plan:
     def method(self, name: str) -> Method:
         """A method with its hyperparameters."""
         return make_method(name, **self.settings.get(name, {}))
+
+    @staticmethod
+    def stored(folder: Path) -> "tuple[Plan, list[str]]":
+        """What a results folder's ``plan.json`` says, and hashes of the code of every call that measured into it.
+
+        Raises:
+            ValueError: if it is of another version, or damaged.
+        """
+        path = folder / "plan.json"
+        found = read_json(path)
+        if (other := found.get("format")) != FORMAT:
+            raise ValueError(f"{folder} holds results of format {other}, this version has {FORMAT}.")
+        try:
+            plan = Plan.from_json(found["plan"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no plan ({error!r}); was it edited? Restore it.") from error
+        codes = found.get("code") or []
+        return plan, [codes] if isinstance(codes, str) else codes
 
     def extended(self, more: "Plan") -> "Plan":
         """This plan and what another one measures beyond it.

@@ -5,7 +5,6 @@ measured again, from the same commands and settings, and compared. Exit code 1 i
 """
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from backbones.artefacts import ArtefactError
 from backbones.threads import usable_cores
 from envs.scenario import forget_scenarios
 from eval.plan import Job, Place, Plan
-from eval.results import BINS, COLUMNS, FORMAT, altered, format_row, rows_of
+from eval.results import BINS, COLUMNS, altered, format_row, rows_of
 from eval.rows import Measuring
 from meta.arguments import show_log
 
@@ -39,17 +38,7 @@ def plan_of(folder: Path) -> Plan:
     path = folder / "plan.json"
     if not path.exists():
         raise ValueError(f"{folder} has no plan.json; give the results.csv of a folder that eval.run wrote.")
-    found = json.loads(path.read_text())
-    if (other := found.get("format")) != FORMAT:
-        raise ValueError(
-            f"{folder} holds results of format {other}, this version reads {FORMAT}; use the version that wrote it."
-        )
-    try:
-        return Plan.from_json(found["plan"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} holds no plan of this version ({error!r}); was it edited? Run python -m eval.run again."
-        ) from error
+    return Plan.stored(folder)[0]
 
 
 def differences(row: Mapping[str, str], again: Mapping[str, str]) -> list[str]:

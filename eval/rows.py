@@ -32,7 +32,8 @@ LOG = logging.getLogger("dsa")
 Key = tuple[str, str, str, str]
 """Method, cost weight, shown and user of a row, as they stand in the file."""
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a method may raise for one user without ending the run; the row says what happened. What the machine lacks ends it."""
+"""What a method may raise for one user without ending the run; the row says what happened. Files that are
+missing, or a full disk, end it."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -43,7 +44,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """What an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError) and said else said or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class Measuring:
         if shown is not None and shown not in self.plan.sizes(slow):
             return []
         counts = self.ordered.counts if shown is not None else self.support.counts
-        chose = frozenset[str]().union(*map(val_users_of, self.plan.choosers))
+        root = self.plan.env_kwargs.get("data_root")
+        chose = frozenset[str]().union(*(val_users_of(key, root) for key in self.plan.choosers))
         able = [i for i, n in enumerate(counts) if n >= (shown or 0) and ids[i] not in chose]
         if not slow:
             return able

@@ -124,17 +124,13 @@ def claim(folder: Path, plan: Plan) -> Plan:
     path = folder / "plan.json"
     codes: list[str] = []
     if path.exists():
-        found = json.loads(path.read_text())
-        if (other := found.get("format")) != FORMAT:
-            raise ValueError(f"{folder} holds results of format {other}, this version writes {FORMAT}; choose another --out.")
         try:
-            plan = Plan.from_json(found["plan"]).extended(plan)
-            before = found.get("code") or []
-            codes = [before] if isinstance(before, str) else before
-            if codes and code_hash() not in codes:
-                LOG.warning("%s was begun with other code: its rows stay, further ones are of today's.", folder)
+            before, codes = Plan.stored(folder)
+            plan = before.extended(plan)
         except ValueError as error:
             raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
+        if codes and code_hash() not in codes:
+            LOG.warning("%s was begun with other code: its rows stay, further ones are of today's.", folder)
     elif any(found.name != ".lock" for found in folder.iterdir()):
         raise ValueError(f"{folder} holds files that are no results; choose another --out.")
     codes = [*dict.fromkeys([*codes, code_hash()])]  # of every call, in order
@@ -159,7 +155,8 @@ def measure_place(plan: Plan, place: Place, folder: Path, tell: Callable[[], Any
     """Write the missing rows of one place; often in a process of its own. Tells after each, returns facts for ``run.json``."""
     single_thread()
     part, measuring = Part(folder, place), Measuring(plan, place, plan.scenario(place))
-    part.check(BASE, "", "", measuring.artefacts(Job(BASE, None, None)))  # before anything dear is made
+    part.check(BASE, "", "", measuring.artefacts(Job(BASE, None, None)))  # before anything dear is made, or changed
+    part.drop_failed()
     refused = {}
     try:
         for job in plan.jobs():
@@ -258,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (BrokenProcessPool, MemoryError):
         sys.exit(
             "error: a process was ended from outside, or found no memory. The rows so far are kept: give the same command "
-            "again, with fewer --workers."
+            "again, with fewer --workers or --methods."
         )
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; the rows so far are in {args.out}. The same command goes on.")

@@ -38,7 +38,7 @@ class RunFacts:
         population: its name. classes: C. pathways: names ``[P]``. costs: what
             each of them costs alone, as a share of ``C(all_on)``, ``[P]``. counts: what costs go by, one of
             :data:`backbones.costs.COSTS`; None where a run of before does not say.
-        shown: sizes of the support-size curve. few_shown: those of methods that train through the backbone.
+        shown: sizes of the support-size curve. few_shown: those of methods that train through a text backbone.
         methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: of one
             core. choosers: environments whose val users chose hyperparameters and are no test users here.
     """

@@ -43,8 +43,8 @@ def summarise(results: Results) -> dict[str, Any]:
     """The summary, ready for JSON: numbers, text, and None where something could not be measured.
 
     Differences under ``against`` are the method less the reference; those under ``subject_less`` the subject less the method.
-    Every family of verdicts (one measure against one reference; rewards at all cost weights; equal cost) is corrected by
-    itself, see :func:`eval.statistics.corrected`.
+    Every family of verdicts (one measure against one reference; rewards at all cost weights; equal cost; hypervolumes) is
+    corrected by itself, see :func:`eval.statistics.corrected`.
 
     Raises:
         ResultsError: if no row could be used.
@@ -129,7 +129,7 @@ def _curve(panel: Panel, name: str) -> dict[str, Any]:
 
 
 def _sizes(panel: Panel) -> list[int]:
-    """Numbers of examples on the curve, of methods that train through the backbone (which have fewer) and of the others."""
+    """Numbers of examples on the curve, of methods that train through a text backbone (which have fewer) and of the others."""
     return sorted({*panel.run.shown, *panel.run.few_shown})
 
 

@@ -106,7 +106,7 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
         plan: whose methods.
         known: what an earlier call returned. Its figures stay, and only methods that it lacks are timed, with ``base`` beside
             them: ``later`` lists these methods and what ``base`` took in the same turns, so that a machine which was slower or
-            faster then can be told. Figures of other repeats, users or threads are not kept.
+            faster then can be told. Figures of other repeats, users, threads or lengths of texts are not kept.
     """
     how = {"threads": torch.get_num_threads(), "repeats": REPEATS, "users": USERS}
     if known is None or any(known.get(name) != value for name, value in how.items()):
@@ -182,7 +182,8 @@ def _to_width(inputs: Tensor, width: int | None) -> Tensor:
     """Token ids ``[N, L]`` as ``[N, width]`` real ones, cut off or said over and over; images as they are."""
     if width is None:
         return inputs
-    return torch.stack([text[text >= 0].repeat(width)[:width] for text in inputs])
+    real = [text[text >= 0] if (text >= 0).any() else text.new_zeros(1) for text in inputs]
+    return torch.stack([text.repeat(width)[:width] for text in real])
 
 
 def _turn(measuring: Measuring, timed: Timed, inputs: dict[str, Tensor], turn: int) -> dict[str, float]:

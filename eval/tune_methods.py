@@ -220,8 +220,9 @@ def world_of(env: str, kwargs: dict[str, Any], seed: int) -> World:
 
 
 def search_key(kind: type[Method], args: argparse.Namespace, world: World) -> str:
-    """A hash of all that makes a search of a method what it is; defaults are part of it, entries hold differences from them.
+    """A hash of what makes a search of a method what it is; defaults are part of it, entries hold differences from them.
 
+    When hopeless trials stop is not: a search that let them go on has found no less.
     Methods that put in adapters of their own know nothing of the environment's meta-initialisation.
     """
     made_of = world.scenario.made_of

@@ -47,13 +47,30 @@ def test_choosers_are_environments_of_the_same_people_that_settings_come_from(fo
 
 def test_a_key_is_taken_apart_as_it_was_put_together():
     assert split_key(OTHER) == (POPQUORN, {"protocol": "new_annotators"})
+    hard = tuned.env_key("dsa/UnipenResNet-v0", {"auxiliary": None, "widths": [8, 16], "note": "two words", "lr": 0.1})
+    assert split_key(hard) == ("dsa/UnipenResNet-v0", {"auxiliary": None, "widths": [8, 16], "note": "two words", "lr": 0.1})
     assert tuned.env_key(*split_key(OTHER)) == OTHER
 
 
-def test_val_users_are_those_of_the_other_protocol_and_some_of_them_are_test_users_here(root):
+def test_a_table_of_ones_own_is_known_by_more_than_its_name(found):
+    key = "dsa/Personal-v0 backbone:minilm data:judgements.csv users:table"
+    mine = {"users": "table", "backbone": "minilm", "data": "/elsewhere/judgements.csv"}
+    found["dsa/Personal-v0"] = {"joint": {"settings": {}, "adopted": key}}
+    assert choosers_of("dsa/Personal-v0", mine) == ()
+
+
+def test_an_adopted_environment_that_is_gone_is_told_with_file_and_cure(found):
+    found[POPQUORN] = {"joint": {"settings": {}, "adopted": "me/Gone-v0"}}
+    with pytest.raises(ValueError, match=r"methods\.yml: settings of joint .* adopted from me/Gone-v0: .*adopt them again:"):
+        choosers_of(POPQUORN, {})
+
+
+def test_val_users_are_those_of_the_other_protocol_and_some_of_them_are_test_users_here(root, monkeypatch):
     with (root / "popquorn_offensiveness" / "users.csv").open() as file:
         given = {row["user_id"] for row in csv.DictReader(file) if row["split"] == "val"}
     assert val_users_of(OTHER) and val_users_of(OTHER) <= given
+    monkeypatch.delenv("DSA_DATA_ROOT")
+    assert val_users_of(OTHER, str(root)) == val_users_of(OTHER), "where the run's own arguments say"
     tests = {user.user_id for fold in range(5) for user in popquorn(root, fold=fold).test}
     assert val_users_of(OTHER) & tests
 
@@ -61,7 +78,7 @@ def test_val_users_are_those_of_the_other_protocol_and_some_of_them_are_test_use
 @pytest.fixture
 def one_left_out(monkeypatch):
     """``test-3`` of the simulated users is said to have chosen."""
-    monkeypatch.setattr("eval.rows.val_users_of", lambda key: frozenset({"test-3", "nobody-here"}))
+    monkeypatch.setattr("eval.rows.val_users_of", lambda key, data_root: frozenset({"test-3", "nobody-here"}))
     monkeypatch.setattr(run, "choosers_of", lambda env, kwargs: ("somewhere",))
 
 

@@ -58,8 +58,8 @@ def test_methods_added_later_are_timed_beside_base_and_the_others_keep_their_fig
 
 
 def test_texts_are_brought_to_one_length_without_padding():
-    texts = torch.tensor([[5, 6, 7, -1, -1], [1, 2, 3, 4, 8], [9, -1, -1, -1, -1]])
-    assert timing._to_width(texts, 4).tolist() == [[5, 6, 7, 5], [1, 2, 3, 4], [9, 9, 9, 9]]
+    texts = torch.tensor([[5, 6, 7, -1, -1], [1, 2, 3, 4, 8], [9, -1, -1, -1, -1], [-1] * 5])
+    assert timing._to_width(texts, 4).tolist() == [[5, 6, 7, 5], [1, 2, 3, 4], [9] * 4, [0] * 4]
     assert timing._to_width(texts, None) is texts
 
 

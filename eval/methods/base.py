@@ -89,7 +89,7 @@ class Method(ABC):
         trades: whether the cost weight makes a difference; then it is fitted and shown users for each weight.
         space: values that tuning chooses between, by field; empty: nothing to tune.
         length: the field that says how long fitting or personalising trains (tuning stops hopeless trials at a fifth of it);
-            None: nothing trains for a length of its own.
+            None: a fifth would tell nothing, or nothing trains.
         together: users that are personalised in one call.
         through_backbone: whether personalising differentiates through the backbone.
         needs: distributions that must be installed.

@@ -60,12 +60,12 @@ class HardConcrete(Chooser):
 
     Attributes:
         penalty: loss that a unit of reward is worth; multiplies the cost weight.
-        rate: of Adam, for log alpha. steps: of Adam. users: train users per step.
+        rate: of Adam, for log alpha. steps: of Adam (no ``length`` by which trials are judged: within a fifth no gate closes).
+        users: train users per step.
     """
 
     scope = "mask per population"
     trades = True
-    length = "steps"
     space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "penalty": (0.3, 1.0, 3.0, 10.0),
         "rate": (0.03, 0.1, 0.3),

@@ -125,8 +125,8 @@ def mask_table(summary: Summary) -> Table:
             f" At {subject}'s cost: the rival's front over the cost weights (base among its points), read at that mean cost; "
             "a rival without a front as it is, if it is not dearer."
         )
-    if {"random", "shuffled"} & cells.keys():
-        note += " random and shuffled deal out masks that the policy picked for val users."
+    dealt = {"shuffled": "deals out masks that the policy picked for val users", "random": "draws bits of their mean cost"}
+    note += "".join(f" {name} {what}." for name, what in dealt.items() if name in cells)
     return Table("Methods that choose pathways", heads, _lines(summary, cells), note)
 
 
@@ -185,7 +185,7 @@ def timing_table(summary: Summary) -> Table:
     if timing.get("tokens"):
         note += f" Texts that are predicted have {timing['tokens']} tokens each."
     if half := [name for name in cells if summary["methods"][name]["settings"].get("low_precision")]:
-        note += f" In bfloat16, the others in float32: {', '.join(half)}."
+        note += f" Products in bfloat16: {', '.join(half)}."
     note += "".join(_timed_later(timing["methods"]["base"], later) for later in timing.get("later", []))
     return Table("Time and memory", [*heads, "operations per example"], _lines(summary, cells), note)
 

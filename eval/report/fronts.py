@@ -86,15 +86,16 @@ def _of_weights(methods: Mapping[str, Any], measure: str) -> list[float]:
 def _front(picture: Picture, summary: Summary, name: str, across: Scale, upright: Scale) -> None:
     """A method's points at all cost weights, and the line of those that no other of its own beats."""
     colour, mine = look(name, summary)[1], name == summary["subject"]
+    up = height(name, summary) - summary["methods"][name]["means"]["accuracy"]
     weights = {w: one for w, one in summary["methods"][name]["by_cost_weight"].items() if one["accuracy"] is not None}
     if not weights:
         return
     front = pareto_front(np.array([[one["cost"], one["accuracy"]] for one in weights.values()]))
-    line = [(across(cost), upright(accuracy)) for cost, accuracy in front.tolist()]
+    line = [(across(cost), upright(accuracy + up)) for cost, accuracy in front.tolist()]
     picture.add(Path(line, colour, 2.6 if mine else 1.1, 1.0 if mine else 0.6, title=f"{name}: Pareto front"))
     for weight, one in weights.items():
         said = f"{name} at cost weight {weight}: cost {one['cost']:.3f}, accuracy {one['accuracy']:.3f}"
-        picture.add(Mark(across(one["cost"]), upright(one["accuracy"]), "circle", colour, 2.8 if mine else 1.8, said))
+        picture.add(Mark(across(one["cost"]), upright(one["accuracy"] + up), "circle", colour, 2.8 if mine else 1.8, said))
 
 
 def _point(frame: Frame, summary: Summary, name: str, number: int, place: Place, taken: list[Rectangle]) -> None:
