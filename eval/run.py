@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (BrokenProcessPool, MemoryError):
         sys.exit(
             "error: a process was ended from outside, or found no memory. The rows so far are kept: give the same command "
-            "again, with fewer --workers or --methods."
+            "again, with fewer --workers where there are several."
         )
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; the rows so far are in {args.out}. The same command goes on.")
