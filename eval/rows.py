@@ -113,13 +113,13 @@ class Measuring:
         counts = self.ordered.counts if shown is not None else self.support.counts
         root = self.plan.env_kwargs.get("data_root")
         chose = frozenset[str]().union(*(val_users_of(key, root) for key in self.plan.choosers))
-        able = [i for i, n in enumerate(counts) if n >= (shown or 0) and ids[i] not in chose]
+        free = [i for i in range(len(ids)) if ids[i] not in chose]
+        able = [i for i in free if counts[i] >= (shown or 0)]
         if not slow:
             return able
         if self.place.seed >= self.plan.slow_seeds:
             return []
-        ranked = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
-        ranked = [i for i in ranked if ids[i] not in chose]
+        ranked = sorted(free, key=lambda i: hashlib.sha256(ids[i].encode()).digest())
         return sorted({*ranked[: self.plan.slow_users]} & {*able})
 
     def slow(self, method: Method) -> bool:

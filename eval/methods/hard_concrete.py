@@ -60,7 +60,7 @@ class HardConcrete(Chooser):
 
     Attributes:
         penalty: loss that a unit of reward is worth; multiplies the cost weight.
-        rate: of Adam, for log alpha. steps: of Adam (no ``length`` by which trials are judged: within a fifth no gate closes).
+        rate: of Adam, for log alpha. steps: of Adam (no ``length`` to judge trials by: within a fifth few gates can close).
         users: train users per step.
     """
 
