@@ -161,7 +161,7 @@ class MetaTrainer:
         rates[:, -1] = config.inner_rate if config.head_rate is None else config.head_rate
         rates = rates if start is None else start.rates.clone()
         self.log_rates = rates.log().requires_grad_()
-        self.prior = 0.0 if start is None else start.prior
+        self.prior, self.sharpness = (0.0, 1.0) if start is None else (start.prior, start.sharpness)
         silent = pathways.outputs if config.neutral else frozenset()
         for key in silent:
             self.weights[key].data.zero_()
@@ -172,7 +172,7 @@ class MetaTrainer:
     def init(self) -> MetaInit:
         """The meta-initialisation as it stands, differentiable with respect to what is learned."""
         adapted = adapted_pathways(self.config.algorithm, self.pathways)
-        return MetaInit(self.weights, self.log_rates.exp(), adapted, self.prior)
+        return MetaInit(self.weights, self.log_rates.exp(), adapted, self.prior, self.sharpness)
 
     def result(self) -> MetaInit:
         """The meta-initialisation as constants: the best so far where that is kept, else the present one."""

@@ -138,7 +138,8 @@ def test_shrinking_keeps_what_was_learned_apart_and_learns_nothing_again(pathway
     assert len([*tmp_path.glob("shrunk-*.json")]) == len([*tmp_path.glob("meta-*.json")]) == 1
 
 
-def test_meta_training_that_goes_on_from_a_shrunk_start_keeps_its_prior(pathways, batches):
-    start = replace(lively_init(pathways), prior=7.0)
+def test_meta_training_that_goes_on_from_a_shrunk_start_keeps_how_it_shrinks(pathways, batches):
+    start = replace(lively_init(pathways), prior=7.0, sharpness=2.0)
     trainer = MetaTrainer(pathways, *batches, MetaConfig(steps=2, users=4, inner_steps=2), start=start)
-    assert trainer.run().prior == 7
+    found = trainer.run()
+    assert (found.prior, found.sharpness) == (7.0, 2.0)
