@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,13 @@ def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def numbered_folder(root: Path, env_id: str) -> Path:
-    """The first unused ``<root>/<env name>_<n>``."""
-    name = env_id.split("/")[-1]
-    number = 1
-    while (root / f"{name}_{number}").exists():
-        number += 1
-    return root / f"{name}_{number}"
+    """The first unused ``<root>/<env name>_<n>``, which is made, so that no other program takes it."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = root / f"{env_id.split('/')[-1]}_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError  # numbers do not end

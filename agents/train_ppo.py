@@ -53,7 +53,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
-    parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    parser.add_argument(
+        "--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="argument of the environment"
+    )
     parser.add_argument("--cost", choices=COSTS, help="what cost counts: personal parameters, or all that runs")
     add_flags(parser)
     args, unknown = parser.parse_known_args(arguments)
@@ -122,13 +124,21 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
     )
 
 
+OF_A_RUN = (
+    *("checkpoint.json", "policy.json", "privacy.json", "seconds.json", "summary.json", "table.md"),
+    *("users.csv", "users_at_*.csv"),
+)
+"""Files of a folder that would say of another run what was this one's."""
+
+
 def claim_folder(args: argparse.Namespace, config: RunConfig) -> Path:
     """The run's folder, which must be new or empty unless overwriting was asked for."""
     folder = args.log_dir or numbered_folder(Path("logs"), args.env)
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise FileExistsError(f"{folder} holds files already; choose another --log-dir, or --overwrite, or --resume it.")
-    for name in ("checkpoint.json", "policy.json", "summary.json", "users.csv", "table.md", "seconds.json"):
-        (folder / name).unlink(missing_ok=True)
+    for pattern in OF_A_RUN:
+        for left in folder.glob(pattern):
+            left.unlink()
     if args.overwrite:
         discard_turns(folder)
         for events in config.events(folder).glob("events.out.tfevents.*"):

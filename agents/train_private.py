@@ -58,7 +58,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--public-rounds", type=int, default=0, help="beforehand, on val users, who are public (default: 0)")
     parser.add_argument("--entropy", type=float, default=defaults.entropy, help="weight of entropy (default: %(default)s)")
     parser.add_argument("-f", "--log-dir", type=Path, help="the run's folder (default: a new logs/<env>_<n>)")
-    parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    parser.add_argument(
+        "--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="argument of the environment"
+    )
     parser.add_argument("--no-search", action="store_true", help="leave out rivals that try hundreds of masks per test user")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
     add_privacy_flags(parser)
@@ -71,8 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
     show_log()
+    folder = args.log_dir
     try:
-        folder = args.log_dir or numbered_folder(Path("logs"), args.env)
+        folder = folder or numbered_folder(Path("logs"), args.env)
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} holds files already; choose another --log-dir.")
         spent = spent_before(args.init)
@@ -84,6 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
         evaluate_run(folder)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError, BudgetError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        if folder and folder != args.log_dir and not any(folder.iterdir()):
+            folder.rmdir()  # its number is free again
     print("\n" + "\n".join(json.loads((folder / "privacy.json").read_text())["card"]))
     print(f"\nCurves: tensorboard --logdir {config.events(folder)}\nRun folder: {folder}")
 

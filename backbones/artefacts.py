@@ -8,7 +8,8 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,19 +51,25 @@ def room_for(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside ``path`` and rename, so that ``path`` is always whole. Raises :class:`DiskFullError` without room."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write beside ``path`` and rename, so that ``path`` is always whole. Raises :class:`DiskFullError` without room.
+
+    A file that is there keeps its permissions; a new one gets ``mode``, less what the umask forbids.
+    """
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
+            if path.exists():
+                os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 

@@ -137,7 +137,7 @@ def _salt(folder: Path) -> str:
     """A secret of the folder, so that names in it do not tell of whose data they are."""
     path = folder / "salt"
     if not path.exists():
-        write_atomically(path, secrets.token_hex(16).encode())
+        write_atomically(path, secrets.token_hex(16).encode(), mode=0o600)
     return path.read_text()
 
 

@@ -208,6 +208,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monke
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_files_have_the_permissions_of_others_that_are_made_here_and_keep_those_they_have(tmp_path):
+    usual, file = tmp_path / "usual", tmp_path / "note"
+    usual.touch()
+    write_atomically(file, b"new")
+    assert file.stat().st_mode == usual.stat().st_mode
+    file.chmod(0o640)
+    write_atomically(file, b"newer")
+    assert file.stat().st_mode & 0o777 == 0o640
+    write_atomically(tmp_path / "secret", b"", mode=0o600)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
 def test_saving_is_deterministic_to_the_byte(saved, tmp_path):
     other = tmp_path / "elsewhere" / "thing"
     save_artefact(other, "toy", TENSORS, META)

@@ -7,7 +7,6 @@ import errno
 import os
 import pickle
 import resource
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def assert_told(message, file):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (os, "replace"), (tempfile, "mkstemp"), (Path, "mkdir")])
+@pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (os, "replace"), (os, "open"), (Path, "mkdir")])
 def test_whatever_finds_no_room_is_told_by_the_name_of_the_file(tmp_path, monkeypatch, number, module, call):
     file = tmp_path / "note"
     write_atomically(file, b"old")
