@@ -50,7 +50,13 @@ def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | 
     if max_active is not None:
         limit(policy, max_active)
     start = time.perf_counter()
-    chosen_at = tuple(weights) or CostWeight.parse(meta["cost_weight"]).reported()
+    trained = CostWeight.parse(meta["cost_weight"])
+    if others := [weight for weight in weights if not trained.varies and weight != trained.low]:
+        raise ValueError(
+            f"the policy of {folder} is for the cost weight {trained.low:g} alone and would choose by that, not by "
+            f"{others[0]:g}; train one for a range (--cost-weight uniform:0:0.3) to ask it for several."
+        )
+    chosen_at = tuple(weights) or trained.reported()
     by_weight = {}
     for weight in chosen_at:
 

@@ -222,9 +222,9 @@ def _report(policy: GatingPolicy, scenario: Scenario, rules: Rules, private: Pri
     users = scenario.users("val")
     masks = scenario.executed(choose_masks(policy, scenario, users, rules=rules))
     found = scenario.oracle.evaluate(users, masks, "query")
-    log("val/reward", float(found.reward(rules.weight.low).mean()), step)
-    log("val/accuracy", float(found.accuracy.mean()), step)
-    log("val/cost", float(found.cost.mean()), step)
-    log("val/active_fraction", float(masks.mean()), step)
+    log("val_users/reward", float(found.reward(rules.weight.low).mean()), step)
+    log("val_users/accuracy", float(found.accuracy.mean()), step)
+    log("val_users/cost", float(found.cost.mean()), step)
+    log("val_users/active_fraction", float(masks.mean()), step)
     if private:
         log("privacy/epsilon", private.accountant.spent(), step)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.checkpoint import choose_plans, load_policy
 from agents.run import RunConfig
+from agents.transfer import trained_rules
 from backbones.base import hash_tensors
 from backbones.pathways import Pathways, Weights
 from envs.rules import Rules
@@ -113,7 +114,8 @@ class Personaliser:
         folder = Path(run)
         config = RunConfig.load(folder)
         scenario = config.scenario(folder)
-        return Personaliser(scenario, load_policy(folder / "policy", scenario)[0], config.rules, store, **settings)
+        policy = folder / "policy"
+        return Personaliser(scenario, load_policy(policy, scenario)[0], trained_rules(policy), store, **settings)
 
     @property
     def identity(self) -> dict[str, str]:

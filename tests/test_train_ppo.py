@@ -214,9 +214,10 @@ def test_scientific_numbers_are_numbers(written):
 
 
 def test_folders_are_numbered(tmp_path):
-    assert numbered_folder(tmp_path, "dsa/Planted-v0").name == "Planted-v0_1"
-    (tmp_path / "Planted-v0_1").mkdir()
-    assert numbered_folder(tmp_path, "dsa/Planted-v0").name == "Planted-v0_2"
+    (tmp_path / "logs" / "Planted-v0_2").mkdir(parents=True)
+    made = [numbered_folder(tmp_path / "logs", "dsa/Planted-v0") for _ in range(3)]
+    assert [path.name for path in made] == ["Planted-v0_1", "Planted-v0_3", "Planted-v0_4"]
+    assert all(path.is_dir() for path in made)  # no other program that is started meanwhile takes them
 
 
 def test_events_go_where_they_are_told(tmp_path):
@@ -576,6 +577,22 @@ def test_a_run_is_served_with_the_masks_that_its_table_is_of(digits_run, tmp_pat
             on = "".join("1" if name in given.pathways else "0" for name in scenario.pathways)
             assert on == rows[user.user_id]
             assert len(personaliser.predict([user.user_id] * len(user.query), user.query.inputs)) == len(user.query)
+
+
+def test_a_run_is_served_at_the_price_that_its_training_ended_at(digits_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "cost_weight": 0.3}))  # which dual ascent may begin at
+    user = RunConfig.load(run).scenario(run).data.population.test[0]
+    with Personaliser.from_run(run, tmp_path / "users.db") as personaliser:
+        given = personaliser.enroll(user.user_id, user.support.inputs, user.support.labels)
+    assert given.cost_weight == config["cost_weight"] == 0.1
+
+
+def test_a_policy_for_one_weight_is_not_asked_about_another(digits_run):
+    with pytest.raises(SystemExit, match=r"for the cost weight 0\.1 alone and would choose by that, not by 0\.3; train one"):
+        evaluate.main([str(digits_run), "--cost-weight", "0.3", "--num-threads", "1"])
 
 
 def test_the_readmes_example_of_serving_runs(digits_run, tmp_path, monkeypatch):
