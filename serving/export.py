@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backbones.artefacts import ArtefactError, write_atomically
 from backbones.bert import TextBackbone
+from backbones.images import MEAN, STD
 from backbones.lora import LoraPathways
 from backbones.pathways import Pathways, Weights
 from serving.records import Adapter
@@ -148,21 +149,36 @@ def _classifier(pathways: LoraPathways, adapter: Adapter) -> dict[str, Tensor]:
     return {"weight": weight.contiguous(), "bias": bias.contiguous()}
 
 
+def _numbers(values: Tensor) -> list[float]:
+    return [round(value, 3) for value in values.flatten().tolist()]
+
+
 def _readme(pathways: LoraPathways) -> str:
     backbone = pathways.model.backbone
-    use = (
-        "model = PeftModel.from_pretrained(AutoModel.from_pretrained(SOURCE), FOLDER).eval()\n"
-        f'batch = tokenizer(texts, padding=True, truncation=True, max_length={backbone.max_length}, return_tensors="pt")\n'
-        'mask = batch["attention_mask"][..., None]\n'
-        "features = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)\n"
-        if isinstance(backbone, TextBackbone)
-        else "base = torchvision.models.NAME(weights=WEIGHTS)\n"
-        "base.fc = torch.nn.Identity()\n"
-        "images = WEIGHTS.transforms()(pictures)  # or however the model's images are prepared\n"
-        "features = PeftModel.from_pretrained(base, FOLDER).eval()(images)\n"
-    )
+    use = _with_texts(backbone) if isinstance(backbone, TextBackbone) else _with_images(*backbone.reference_shape[-2:])
     return (
         "One user's adapter, for PEFT. With the model that it was made for:\n\n```python\n"
         f'{use}classifier = load_file("classifier.safetensors")  # safetensors.torch\n'
         'logits = features @ classifier["weight"].T + classifier["bias"]\n```\n'
+    )
+
+
+def _with_texts(backbone: TextBackbone) -> str:
+    return (
+        "model = PeftModel.from_pretrained(AutoModel.from_pretrained(SOURCE), FOLDER).eval()\n"
+        f'batch = tokenizer(texts, padding=True, truncation=True, max_length={backbone.max_length}, return_tensors="pt")\n'
+        'mask = batch["attention_mask"][..., None]\n'
+        "features = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)\n"
+    )
+
+
+def _with_images(height: int, width: int) -> str:
+    return (
+        "base = torchvision.models.NAME(weights=WEIGHTS)\n"
+        "base.fc = torch.nn.Identity()\n"
+        "# Whole pictures, squeezed, as in training; torchvision's own transforms would cut out the middle.\n"
+        f'pixels = numpy.stack([numpy.asarray(p.convert("RGB").resize(({width}, {height}), 2)) for p in pictures])\n'
+        "images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255\n"
+        f"images = (images - torch.tensor({_numbers(MEAN)}).view(3, 1, 1)) / torch.tensor({_numbers(STD)}).view(3, 1, 1)\n"
+        "features = PeftModel.from_pretrained(base, FOLDER).eval()(images)\n"
     )

@@ -175,7 +175,7 @@ CODES: dict[type[Exception], int] = {
     FloatingPointError: 422,
     DamagedRecordError: 500,
     StoreBusyError: 503,
-    sqlite3.OperationalError: 503,
+    sqlite3.OperationalError: 500,  # the disk, or a file that cannot be written
     StoreFullError: 507,
 }
 SAID = {

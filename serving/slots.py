@@ -17,16 +17,13 @@ from serving.records import Adapter
 class Slots:
     """S places for adapters. Not safe for threads: whoever shares it holds a lock.
 
-    A slot's generation rises whenever its content changes, so that who remembers a slot and its generation can tell whether
-    it is still the same user's same adapter.
-
     Args:
         pathways: that the adapters are along.
         init: shared weights, those of pathways that are off among them.
         count: S.
 
     Attributes:
-        weights: stacked ``[S, ...]``. gates: ``[S, P]``. generations: ``[S]``.
+        weights: stacked ``[S, ...]``. gates: ``[S, P]``.
         evictions: how often somebody had to give way.
 
     Raises:
@@ -39,7 +36,6 @@ class Slots:
         self._keys, self._init = pathways.keys, init
         self.weights: Weights = {key: torch.zeros(count, *value.shape) for key, value in init.weights.items()}
         self.gates = torch.zeros(count, pathways.num_pathways, dtype=torch.bool)
-        self.generations = torch.zeros(count, dtype=torch.int64)
         self.evictions = 0
         self._place: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(count))[::-1]
@@ -80,7 +76,6 @@ class Slots:
             self._free.append(place)
 
     def _wipe(self, place: int) -> None:
-        self.generations[place] += 1
         self.gates[place] = False
         for value in self.weights.values():
             value[place] = 0
@@ -107,4 +102,4 @@ class Slots:
 
     def bytes(self) -> int:
         """That the slots take up in memory, filled or not."""
-        return sum(t.nbytes for t in (*self.weights.values(), self.gates, self.generations))
+        return sum(t.nbytes for t in (*self.weights.values(), self.gates))

@@ -71,7 +71,7 @@ class UserStore:
             self._prepare({"format": str(FORMAT), **identity}, megabytes)
         except BaseException as error:
             self._connection.close()
-            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, no such disk
+            if isinstance(error, sqlite3.OperationalError | StoreBusyError):  # locked, read-only, no such disk
                 raise OSError(f"{self.path} could not be opened: {error}.") from error
             if isinstance(error, sqlite3.DatabaseError):
                 raise ForeignStoreError(f"{self.path} is no store of users ({error}); give another path.") from error
@@ -123,24 +123,34 @@ class UserStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
             except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-                    raise StoreFullError(
-                        f"no room in {self.path}: {error}. Nothing was changed; free some space, or allow the store more."
-                    ) from error
+                if isinstance(error, sqlite3.OperationalError):
+                    self._explain(error)
                 raise
+
+    def _explain(self, error: sqlite3.OperationalError) -> None:
+        """Raise what SQLite says by a name of its own, where it has one."""
+        if "full" in str(error):
+            raise StoreFullError(
+                f"no room in {self.path}: {error}. Nothing was changed; free some space, or allow the store more."
+            ) from error
+        if "locked" in str(error) or "busy" in str(error):
+            raise StoreBusyError(
+                f"another process has been writing to {self.path} for {WAIT:g} seconds. Nothing was changed; try again."
+            ) from error
 
     def put(self, records: Mapping[str, bytes]) -> None:
         """Write or overwrite users' records, all of them or none.
 
         Raises:
-            StoreFullError: if there is no room. ValueError: for an id that is no string, empty or too long.
+            StoreFullError: if there is no room. StoreBusyError: if another process keeps writing.
+            ValueError: for an id that is no string, empty or too long.
         """
         rows = [(check_id(user), record, _digest(user, record)) for user, record in records.items()]
         with self._transaction():
@@ -155,6 +165,7 @@ class UserStore:
 
         Raises:
             UnknownUserError: if the user was forgotten in the meantime. StoreFullError: if there is no room.
+            StoreBusyError: if another process keeps writing.
         """
         with self._transaction():
             if self.get(user) != old:

@@ -3,9 +3,11 @@
 import itertools
 import json
 
+import numpy
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load, load_file, save
 
 from backbones.artefacts import ArtefactError
@@ -174,6 +176,17 @@ def test_the_readme_needs_nothing_of_ours(exported):
     readme = (exported[1] / "README.md").read_text()
     assert "PeftModel.from_pretrained" in readme
     assert not {"dsa", "backbones", "serving"} & set(readme.replace("(", " ").split())
+
+
+def test_the_readme_prepares_pictures_as_training_did(exported):
+    original, folder = exported
+    if not original.kind.startswith("resnet"):
+        pytest.skip("reads texts")
+    pictures = [Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=numpy.uint8))]
+    lines = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith(("pixels", "images"))]
+    names = {"pictures": pictures, "numpy": numpy, "torch": torch}
+    exec("\n".join(lines), names)
+    torch.testing.assert_close(names["images"], original.model.backbone.prepare(pictures))
 
 
 @pytest.mark.parametrize("algorithm", ["fomaml", "anil"])

@@ -185,6 +185,25 @@ def test_whoever_reads_meanwhile_is_named_as_the_reason_that_bytes_may_be_left(p
         assert "ann" not in store and store.forget(["ann"]) == 0 and store.get("bob") == b"2"
 
 
+def test_whoever_writes_meanwhile_is_named_as_the_reason_that_nothing_was_changed(path, monkeypatch):
+    monkeypatch.setattr("serving.store.WAIT", 0.05)
+    with UserStore(path, IDENTITY) as store:
+        store.put({"ann": b"1"})
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for change in (
+            lambda: store.put({"bob": b"2"}),
+            lambda: store.replace("ann", b"1", b"2"),
+            lambda: store.forget(["ann"]),
+        ):
+            with pytest.raises(StoreBusyError, match="another process has been writing"):
+                change()
+        with pytest.raises(OSError, match="could not be opened: another process"):
+            UserStore(path, IDENTITY)
+        other.close()
+        assert "bob" not in store and store.get("ann") == b"1"
+
+
 def _open_at_once(path, start, failures):
     start.wait(60)
     try:
