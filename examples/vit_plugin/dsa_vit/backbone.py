@@ -13,8 +13,8 @@ from torchvision.models import VisionTransformer, get_model
 from torchvision.models.vision_transformer import EncoderBlock
 
 from backbones.base import Backbone, Hidden, PopulationModel
+from backbones.images import as_images, normalised
 
-MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
 """Of ImageNet's colours, by which the official weights' images were normalised."""
 
 
@@ -38,9 +38,9 @@ class ViT(Backbone):
         self.freeze()
 
     def prepare(self, raw: Any) -> Tensor:
-        """Images ``[N, 1 or 3, H, W]``, uint8 or float in 0..1, to normalised ones ``[N, 3, size, size]``, uncropped."""
-        images = functional.interpolate(super().prepare(raw), self.reference_shape[1:], mode="bilinear", antialias=True)
-        return (images.expand(-1, 3, -1, -1) - MEAN) / STD
+        """Images, as :func:`backbones.images.as_images` takes them, to normalised ones ``[N, 3, size, size]``, uncropped."""
+        channels, *size = self.reference_shape
+        return normalised(as_images(raw, channels, size), size)
 
     def stem(self, inputs: Tensor) -> Hidden:
         """Prepared images to tokens with their positions."""

@@ -3,11 +3,13 @@
 import dsa_vit.backbone
 import pytest
 import torch
-from dsa_vit.backbone import MEAN, STD, ViT, attend, vit_b_16
+from dsa_vit.backbone import ViT, attend, vit_b_16
+from PIL import Image
 from torchvision.models import VisionTransformer, ViT_B_16_Weights
 
 from backbones import make_backbone
 from backbones.base import Hidden, PopulationModel
+from backbones.images import MEAN, STD
 from backbones.pathways import make_pathways
 
 SHAPE = {"image_size": 8, "patch_size": 4, "num_layers": 3, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
@@ -73,6 +75,7 @@ def test_images_are_scaled_resized_and_normalised(channels):
     prepared = backbone.prepare(raw)
     torch.testing.assert_close(prepared, ((0.2 - MEAN) / STD).expand(2, 3, 8, 8))
     torch.testing.assert_close(backbone.prepare(raw / 255), prepared)
+    torch.testing.assert_close(backbone.prepare([Image.new("RGB", (30, 20), (51, 51, 51))] * 2), prepared)  # files of a table
     official = ViT_B_16_Weights.DEFAULT.transforms()
     assert MEAN.flatten().tolist() == pytest.approx(official.mean)
     assert STD.flatten().tolist() == pytest.approx(official.std)
