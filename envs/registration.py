@@ -10,7 +10,6 @@ from gymnasium.envs.registration import EnvSpec
 
 from backbones.registry import did_you_mean
 
-NAMESPACE = "dsa"
 MINIATURES: dict[str, dict[str, Any]] = {}
 """Keyword arguments per id that make an env small enough to try in seconds; conformance tests use them."""
 
