@@ -11,7 +11,7 @@ from inspect import signature
 from typing import Any
 
 from eval.plan import Plan
-from eval.tuned import PACKAGED, env_key, read_tuned
+from eval.tuned import PACKAGED, env_key, read_tuned, tuning
 from eval.world import PLACES
 from meta.arguments import parse_value
 from users import population_factory
@@ -33,8 +33,8 @@ def choosers_of(env: str, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
     except ValueError as error:
         raise ValueError(
             f"{PACKAGED}: settings of {', '.join(sorted(set(adopted.values())))} for {env} are said to be adopted from "
-            f"{' and '.join(sorted(adopted))}: {error} Tune or adopt them again: "
-            f"python -m eval.tune_methods --env {env} --again."
+            f"{' and '.join(sorted(adopted))}: {error} Adopt them again from an environment that is known: "
+            f"{tuning(env, kwargs)} --methods {','.join(sorted(set(adopted.values())))} --again --adopt ENV."
         ) from error
 
 

@@ -90,10 +90,17 @@ def paired(first: Results, second: Results) -> Pairs:
     return pairs
 
 
+def alike_in_cost(first: Results, second: Results) -> bool:
+    """Whether costs are of the same kind in both folders, as far as they say."""
+    return len({run.counts for run in (first.run, second.run)} - {None}) < 2
+
+
 def differences(first: Results, second: Results, pairs: Pairs, measure: str) -> dict[What, Comparison]:
-    """``second - first`` in a measure; rewards are left out where the folders' cost weights differ."""
+    """``second - first`` in a measure; rewards are left out where the folders' cost weights differ, or what costs count."""
     family: dict[What, Difference | None] = {}
     for what, rows in pairs.first.items():
+        if measure == "reward" and not alike_in_cost(first, second):
+            continue
         if measure == "reward" and what[1] is None and first.run.cost_weight != second.run.cost_weight:
             continue
         each = pairs.panel.units(rows, second[measure][pairs.second[what]] - first[measure][rows.at])
@@ -113,10 +120,12 @@ def table(first: Results, second: Results, pairs: Pairs) -> Table:
         row = [method, figure_text(weight, "g"), "all" if shown == NONE else str(shown), str(one.users), str(one.seeds)]
         row += [_said(found[measure].get(what)) for measure in MEASURES]
         cost = np.mean(second["cost"][pairs.second[what]] - first["cost"][pairs.first[what].at])
-        lines.append(Line([*row, f"{cost:+.3f}"]))
+        lines.append(Line([*row, f"{cost:+.3f}" if alike_in_cost(first, second) else "-"]))
     note = (
         f"{second.folder} less {first.folder}, paired over the users, seeds and folds that both have; 95 % bootstrap "
         "intervals; verdicts corrected for all comparisons of a column (Holm)."
+        + f" Costs count {first.run.counts} in one and {second.run.counts} in the other: they and rewards are not compared."
+        * (not alike_in_cost(first, second))
     )
     return Table("Two results folders", heads, lines, note)
 

@@ -22,7 +22,7 @@ from eval.conformance_case import TRAIN_AND_VAL, Case, shared_state, with_other_
 from eval.declared import check_declared
 from eval.group import Group
 from eval.methods import make_method
-from eval.methods.base import Fitted
+from eval.methods.base import CannotServe, Fitted
 from eval.world import World
 from users.base import Examples
 
@@ -151,8 +151,8 @@ def check_serving(case: Case) -> None:
     try:
         with case.watched("serve"):
             served = case.together.serve(_inputs(asked))
-    except ValueError as error:
-        case.require(len(str(error).split()) > 3, "serve refuses without a reason.", "say why in the ValueError.")
+    except CannotServe as error:
+        case.require(len(str(error).split()) > 3, "serve refuses without a reason.", "say why in the CannotServe.")
         return
     offsets = [asked.offset(user) for user in range(len(asked))]
     logits = case.logits(case.together, asked)

@@ -83,9 +83,17 @@ class Plan:
         if BASE not in self.methods:
             raise ValueError(f"every comparison is with {BASE!r}; add it to the methods.")
         self._check_curve_and_folds()
-        for name in self.methods:
-            self.method(name)
+        self._check_weights()
         check_arguments(*self.scenario_arguments(self.places[0]))
+
+    def _check_weights(self) -> None:
+        for name in self.methods:
+            method = self.method(name)
+            if method.trades and self.cost_weights[-1] > method.highest_weight:
+                raise ValueError(
+                    f"{name} learns for cost weights up to {method.highest_weight:g}, not {self.cost_weights[-1]:g}: take "
+                    "lower ones (--cost-weight, --cost-weights), or leave the method out (--methods)."
+                )
 
     def _check_curve_and_folds(self) -> None:
         if missing := set(self.curve) - {*self.methods}:

@@ -21,7 +21,7 @@ from envs.scenario import forget_scenarios
 from eval.plan import Job, Place, Plan
 from eval.results import BINS, COLUMNS, altered, format_row, rows_of
 from eval.rows import Measuring
-from meta.arguments import show_log
+from meta.arguments import add_data_root, show_log, use_data_root
 
 EXACT = ("status", "mask", "examples", "labels", "adaptations", "trainable", "active", "stored", "group")
 CLOSE = {"cost": 1e-9, "active_fraction": 1e-9, "log_likelihood": 1e-3}
@@ -128,9 +128,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sample", type=int, default=50, help="rows to measure again; 0: all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_data_root(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
     show_log()
+    use_data_root(args)
     try:
         bad = check(args.results, args.sample, args.seed)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.artefacts import cache_key
+from backbones.artefacts import ArtefactError, cache_key
 from backbones.bert import TextBackbone
 from envs.scenario import Scenario
 from eval.choosers import val_users_of
@@ -33,7 +33,7 @@ Key = tuple[str, str, str, str]
 """Method, cost weight, shown and user of a row, as they stand in the file."""
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What a method may raise for one user without ending the run; the row says what happened. Files that are
-missing, or a full disk, end it."""
+missing or damaged, or a full disk, end it."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -147,7 +147,7 @@ class Measuring:
         return Fitted(tensors, kept["facts"]), kept["seconds"]
 
     def artefacts(self, job: Job) -> str:
-        """A hash of what a job's rows follow from: model, examples, fit, settings, and the method's own file."""
+        """A hash of what a job's rows follow from: model, examples, fit, settings, and the method's own files."""
         fitted, method = self.fitted(job.method, job.cost_weight), self.plan.method(job.method)
         facts = {"settings": method.settings(), "source": source_hash(type(method))}
         return cache_key(world=self.world.scenario.fingerprint, fitted=fitted.fingerprint(), **facts)
@@ -161,6 +161,8 @@ class Measuring:
             return
         try:
             fitted, artefacts = self.fitted(job.method, job.cost_weight), self.artefacts(job)
+        except ArtefactError:
+            raise
         except FAILURES as error:
             LOG.warning("%s could not be fitted: %s", job.method, reason_of(error))
             for user in missing:
@@ -191,6 +193,8 @@ class Measuring:
         weight = self.plan.cost_weight if job.cost_weight is None else job.cost_weight
         try:
             return self._predicted(method, fitted, shown, users, weight)
+        except ArtefactError:
+            raise
         except FAILURES as error:
             if len(users) > 1:
                 if out_of_memory(error):
@@ -255,8 +259,9 @@ def _averaged(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def source_hash(kind: type) -> str:
-    """Of the file that a method is written in: also a plug-in's is fitted anew when it has changed."""
-    return hashlib.sha256(getsource(modules[kind.__module__]).encode()).hexdigest()[:12]
+    """Of the files that a method and what it inherits from are written in: a plug-in's too is fitted anew when they change."""
+    names = sorted({base.__module__ for base in kind.__mro__ if issubclass(base, Method)})
+    return hashlib.sha256("".join(getsource(modules[name]) for name in names).encode()).hexdigest()[:12]
 
 
 def single_thread() -> None:

@@ -27,16 +27,16 @@ from backbones.threads import usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
 from eval.choosers import choosers_of
-from eval.methods import METHODS, make_method
+from eval.methods import METHODS, make_method, split_names
 from eval.parts import Part, count_rows, put_together, seconds_spent
 from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
 from eval.rows import Measuring, single_thread
 from eval.timing import time_methods
-from eval.tuned import entry_for, settings_for
+from eval.tuned import entry_for, name_alone, settings_for
 from eval.world import PLACES, code_hash
-from meta.arguments import parse_pairs, show_log
+from meta.arguments import add_data_root, parse_pairs, show_log, use_data_root
 
 try:
     import fcntl
@@ -67,7 +67,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
-    parser.add_argument("--env-kwargs", action="append", default=[], metavar="NAME:VALUE", help="argument of the environment")
+    parser.add_argument(
+        "--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="argument of the environment"
+    )
     parser.add_argument("--methods", help="names, joined by commas (default: all that apply)")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=0, help="how many folds the environment has (default: none)")
@@ -84,7 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--few-shown", type=int, nargs="+", default=list(Plan.few_shown), help="sizes of support there (default: 0 2 10)"
     )
-    parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
+    add_data_root(parser)
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes of one thread each (default: the cores)")
     parser.add_argument("--timing", action=argparse.BooleanOptionalAction, default=True, help="measure seconds and memory too")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; an unfinished run there goes on")
@@ -93,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def read_plan(args: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises ``ValueError`` with a suggestion for unknown names."""
-    names = args.methods.split(",") if args.methods else list(METHODS)
+    names = split_names(args.methods) if args.methods else list(METHODS)
     names = [BASE, *(name for name in names if name != BASE)]
     kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
     usual = [name for name in CURVE if name in names] if args.shown else []
@@ -106,7 +108,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         cost_weight=args.cost_weight,
         cost_weights=tuple(args.cost_weights),
         shown=tuple(args.shown),
-        curve=tuple(args.curve.split(",") if args.curve else usual),
+        curve=tuple(split_names(args.curve) if args.curve else usual),
         slow_users=args.slow_users,
         slow_seeds=args.slow_seeds,
         few_shown=tuple(args.few_shown),
@@ -126,7 +128,8 @@ def claim(folder: Path, plan: Plan) -> Plan:
     if path.exists():
         try:
             before, codes = Plan.stored(folder)
-            plan = before.extended(plan)
+            if count_rows(folder) or (folder / "results.csv").exists():  # or it came to nothing
+                plan = before.extended(plan)
         except ValueError as error:
             raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
         if codes and code_hash() not in codes:
@@ -244,8 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     single_thread()
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of processes that are started here
-    if args.data_root:  # not part of the plan: results do not depend on where the data lie
-        os.environ["DSA_DATA_ROOT"] = str(args.data_root)
+    use_data_root(args)
     try:
         plan = read_plan(args)
         with alone(args.out):
@@ -265,11 +267,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def command_of(plan: Plan) -> str:
-    """The one command that makes what a plan measures, however it has grown; without anybody's folders."""
+    """The one command that makes what a plan measures, however it has grown; of folders and files the names alone."""
     usual = parse(["--out", "results"])
     words = ["--env", plan.env]
     for name, value in sorted(plan.env_kwargs.items()):
-        words += ["--env-kwargs", f"{name}:{value}"] if name not in PLACES else []
+        words += ["--env-kwargs", f"{name}:{name_alone(value)}"] if name not in PLACES else []
     if set(plan.methods) != set(METHODS):
         words += ["--methods", ",".join(plan.methods)]
     for name in ("seeds", "folds", "cost_weight", "slow_users", "slow_seeds"):

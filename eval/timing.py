@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from backbones.bert import TextBackbone
 from backbones.pathways import Frozen
 from eval.group import Group
-from eval.methods.base import Fitted, Method, Predictor
+from eval.methods.base import CannotServe, Fitted, Method, Predictor
 from eval.plan import BASE, Plan
 from eval.rows import FAILURES, Measuring, reason_of
 from users.batch import Batch
@@ -193,7 +193,7 @@ def _turn(measuring: Measuring, timed: Timed, inputs: dict[str, Tensor], turn: i
     try:
         for what, values in inputs.items():
             found[what] = 1e3 * _seconds(partial(_served, timed, values))
-    except ValueError:  # predicts from who was asked, not from what it is shown (collaborative filtering)
+    except CannotServe:
         return found
     return found
 

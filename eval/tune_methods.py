@@ -10,7 +10,7 @@ A finished method is written to ``--out`` at once and skipped by later calls wit
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.registry import did_you_mean
 from envs import known_spec
-from eval.methods import METHODS, method_class
+from eval.methods import METHODS, method_class, split_names
 from eval.methods.base import Method
 from eval.plan import Place, Plan
 from eval.tuned import PACKAGED, env_key, read_tuned, write_tuned
 from eval.val_users import ValUsers
 from eval.world import World
-from meta.arguments import parse_pairs, show_log
+from meta.arguments import add_data_root, parse_pairs, show_log, use_data_root
 from meta.prepare import folder_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--adopt", metavar="ENV", help="no trials: take over what was found on another environment's val users (for folds)"
     )
+    add_data_root(parser)
     parser.add_argument("--out", type=Path, default=PACKAGED, help="YAML file to add to (default: the harness's own)")
     parser.add_argument("--again", action="store_true", help="also methods that are finished")
     args = parser.parse_args(arguments)
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.num_threads)
     show_log()
+    use_data_root(args)
     try:
         if args.adopt:
             print(f"taken over from {args.adopt} into {args.out}: {', '.join(adopt(args))}")
@@ -116,7 +118,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             weight = {"cost_weight": args.cost_weight} if kind.trades else {}
             entry = {**found.entry(), **weight, "search": search}
             write_tuned(args.out, key, name, entry)
-        table.append(row(name, entry))
+        table.append(row(name, entry, at_an_end(kind, entry["settings"], args.instead)))
     return [*HEAD, *table], failed
 
 
@@ -171,7 +173,7 @@ def tuned(name: str, kind: type[Method], users: ValUsers, args: argparse.Namespa
 def wanted(names: str | None) -> dict[str, type[Method]]:
     """The methods to tune, by name."""
     kinds = {}
-    for name in dict.fromkeys(name.strip() for name in names.split(",")) if names else METHODS:
+    for name in split_names(names) if names else METHODS:
         try:
             kinds[name] = method_class(name)
         except ModuleNotFoundError as error:
@@ -235,16 +237,32 @@ def search_key(kind: type[Method], args: argparse.Namespace, world: World) -> st
 
 
 HEAD = (
-    "| method | defaults | tuned | trials | stopped early | failed | settings |",
-    "| --- | --- | --- | --- | --- | --- | --- |",
+    "| method | defaults | tuned | trials | stopped early | failed | settings | at an end of the values |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 
 
-def row(name: str, entry: dict[str, Any]) -> str:
+def at_an_end(kind: type[Method], settings: Mapping[str, Any], instead: Mapping[str, list[Any]]) -> list[str]:
+    """Hyperparameters whose best value is the least or the greatest that was tried: further ones might be better still."""
+    chosen = {**kind().settings(), **settings}
+    tried = {name: instead.get(name, values) for name, values in kind.space.items()}
+    numbers = {n: v for n, v in tried.items() if len(v) > 1 and all(type(value) in (int, float) for value in v)}
+    return [name for name, values in numbers.items() if chosen[name] in (min(values), max(values))]
+
+
+def row(name: str, entry: dict[str, Any], ends: Sequence[str]) -> str:
     """A line of the table."""
     settings = ", ".join(f"{field} {value}" for field, value in entry["settings"].items()) or "defaults"
     default = "-" if entry["default_value"] is None else f"{entry['default_value']:.4f}"
-    cells = [default, f"{entry['value']:.4f}", entry["trials"], entry["stopped_early"], entry["failed"], settings]
+    cells = [
+        default,
+        f"{entry['value']:.4f}",
+        entry["trials"],
+        entry["stopped_early"],
+        entry["failed"],
+        settings,
+        ", ".join(ends) or "-",
+    ]
     return f"| {name} | {' | '.join(map(str, cells))} |"
 
 

@@ -3,6 +3,7 @@
 ``hyperparameters/methods.yml`` comes with the package. Written by ``python -m eval.tune_methods``, read by the harness.
 """
 
+import shlex
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import lru_cache
@@ -37,11 +38,15 @@ def env_key(env: str, kwargs: Mapping[str, Any]) -> str:
 
     Of a file or folder given by its whole path only the name counts: the same data may lie elsewhere tomorrow.
     """
-    pairs = [f"{name}:{_plain(value)}" for name, value in sorted(kwargs.items()) if name not in PLACES]
-    return " ".join([env, *pairs])
+    return " ".join([env, *_pairs(kwargs)])
 
 
-def _plain(value: Any) -> Any:
+def _pairs(kwargs: Mapping[str, Any]) -> list[str]:
+    return [f"{name}:{name_alone(value)}" for name, value in sorted(kwargs.items()) if name not in PLACES]
+
+
+def name_alone(value: Any) -> Any:
+    """Of a whole path its last part; anything else as it is."""
     return PurePath(value).name if isinstance(value, str | PurePath) and PurePath(value).is_absolute() else value
 
 
@@ -90,6 +95,12 @@ def entry_for(env: str, kwargs: Mapping[str, Any], method: str, file: Path = PAC
     return None
 
 
+def tuning(env: str, kwargs: Mapping[str, Any]) -> str:
+    """The beginning of the command that tunes methods there."""
+    pairs = _pairs(kwargs)
+    return shlex.join(["python", "-m", "eval.tune_methods", "--env", env, *(["--env-kwargs", *pairs] if pairs else [])])
+
+
 def settings_for(env: str, kwargs: Mapping[str, Any], method: str, file: Path = PACKAGED) -> dict[str, Any]:
     """The tuned settings of a method, see :func:`entry_for`; ``{}``, its defaults, where it was never tuned.
 
@@ -102,7 +113,8 @@ def settings_for(env: str, kwargs: Mapping[str, Any], method: str, file: Path = 
     try:
         make_method(method, **entry["settings"])
     except ValueError as error:
+        how = f' --adopt "{entry["adopted"]}"' if "adopted" in entry else ""
         raise ValueError(
-            f"{file}, {env}: {error} Tune it again: python -m eval.tune_methods --env {env} --methods {method} --again"
+            f"{file}, {env}: {error} Tune it again: {tuning(env, kwargs)} --methods {method} --again{how}"
         ) from error
     return entry["settings"]

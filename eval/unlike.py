@@ -23,12 +23,13 @@ from agents.bootstrap import paired_difference, units
 from backbones.artefacts import ArtefactError, write_atomically
 from envs.scenario import forget_scenarios
 from eval.headline import text_of, write_between_markers
+from eval.methods import split_names
 from eval.methods.feddpa import Likeness
 from eval.methods.readout import Scale, train_readouts
 from eval.plan import BASE, Job, Place, Plan
 from eval.replay import plan_of
 from eval.rows import Measuring, draws, single_thread
-from meta.arguments import show_log
+from meta.arguments import add_data_root, show_log, use_data_root
 
 METHODS = "joint,all_on,feddpa,ppo"
 HALVES = ("likest half", "least like half")
@@ -140,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder of python -m eval.run")
     parser.add_argument("--methods", default=METHODS, help="of the folder's, joined by commas (default: %(default)s)")
+    add_data_root(parser)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write the table into, between its markers")
     parser.add_argument("--section", metavar="NAME", help="which: <!-- unlike NAME: begin --> and <!-- unlike NAME: end -->")
     args = parser.parse_args(arguments)
@@ -147,8 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--write and --section go together: the page, and which of its sections.")
     single_thread()
     show_log()
+    use_data_root(args)
     try:
-        lines = measured(args.folder, args.methods.split(","))
+        lines = measured(args.folder, split_names(args.methods))
         write_atomically(args.folder / "unlike.md", ("\n".join(lines) + "\n").encode())
         if args.write:
             begin, end = (f"<!-- unlike {args.section}: {side} -->" for side in ("begin", "end"))

@@ -63,7 +63,7 @@ class World:
 
     @property
     def data(self) -> Prepared:
-        """The users' examples; asking for those of test users raises ``PermissionError``."""
+        """The users' examples. Asked for those of test users, its methods raise ``PermissionError``."""
         return self.scenario.data
 
     @property
@@ -135,7 +135,10 @@ def code_hash() -> str:
 
 
 class _WithoutTest:
-    """A population seen through a model, that gives away no test user's examples."""
+    """A population seen through a model, whose methods give away no test user's examples.
+
+    The population itself is at hand: that nothing follows from its test users is what :mod:`eval.conformance` checks.
+    """
 
     def __init__(self, data: Prepared) -> None:
         self._data = data

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--gates", choices=GATES, help="what a mask may switch; exit: inference may end early; skip: blocks may be left out"
     )
     group.add_argument("--data", type=Path, help="--users table: CSV or Parquet with user_id, label and text or image")
-    group.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
+    add_data_root(group)
     group.add_argument("--source", help="--backbone bert: hub name or local folder of a BERT, RoBERTa or DistilBERT")
     group.add_argument("--shots", type=int, help="--users unipen: support images per class")
     group.add_argument("--max-users", type=int, help="read at most so many users")
+
+
+def add_data_root(parser: argparse._ActionsContainer) -> None:
+    """Add the one flag that says where data lie."""
+    parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
+
+
+def use_data_root(args: argparse.Namespace) -> None:
+    """For this process and those that it starts, where the folder is no argument of the environment."""
+    if args.data_root:
+        os.environ["DSA_DATA_ROOT"] = str(args.data_root)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

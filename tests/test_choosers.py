@@ -61,7 +61,10 @@ def test_a_table_of_ones_own_is_known_by_more_than_its_name(found):
 
 def test_an_adopted_environment_that_is_gone_is_told_with_file_and_cure(found):
     found[POPQUORN] = {"joint": {"settings": {}, "adopted": "me/Gone-v0"}}
-    with pytest.raises(ValueError, match=r"methods\.yml: settings of joint .* adopted from me/Gone-v0: .*adopt them again:"):
+    with pytest.raises(
+        ValueError,
+        match=r"settings of joint .* from me/Gone-v0: .*Adopt them again from an environment that is known:",
+    ):
         choosers_of(POPQUORN, {})
 
 

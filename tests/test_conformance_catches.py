@@ -256,6 +256,20 @@ class NotNobody(Sound):
     scope: ClassVar = "nobody"
 
 
+@defect("serve broke")
+class BreaksServing(Sound):
+    """Fails where it should serve, which is not the same as not being able to."""
+
+    def adapt(self, world, fitted, shown, cost_weight):
+        predictor = super().adapt(world, fitted, shown, cost_weight)
+
+        def serve(inputs):
+            raise ValueError("serve broke, and says so at length")
+
+        predictor.serve = serve
+        return predictor
+
+
 @defect("serve and logits are")
 class ServesOthers(Sound):
     """Serves the population model."""

@@ -14,15 +14,16 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
+from backbones.artefacts import ArtefactError
 from envs import MINIATURES
 from eval import replay
 from eval.group import Group
 from eval.measure import support_order
 from eval.methods import METHODS
 from eval.methods.base import Fitted, Method, Predictor, Unchanged
-from eval.parts import Part, seconds_spent
+from eval.parts import Part, put_together, seconds_spent
 from eval.plan import Place, Plan
-from eval.results import row_check
+from eval.results import COLUMNS, row_check
 from eval.run import alone, command_of, main, parse, read_plan
 from eval.timing import peak_bytes
 from eval.world import MODULES, World, code_hash
@@ -154,6 +155,13 @@ def test_a_user_who_fails_is_recorded_and_the_rest_goes_on(brittle, error, monke
     assert f"brittle failed for user 'test-3': {said}" in caplog.text
 
 
+def test_a_damaged_artefact_ends_the_run(brittle, monkeypatch, tmp_path):
+    monkeypatch.setattr(Brittle, "error", ArtefactError)
+    with pytest.raises(SystemExit, match="error: the loss is NaN"):
+        run(tmp_path, "base,brittle")
+    assert not (tmp_path / "results.csv").exists()
+
+
 def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dsa"), pytest.raises(SystemExit):
         run(tmp_path, "base,brittle")
@@ -168,6 +176,8 @@ def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
         (["--methods", "base", "--env-kwargs", "train_user:3"], "Did you mean 'train_users'"),
         (["--methods", "base", "--seeds", "0"], "seeds must be at least 1"),
         (["--methods", "base", "--cost-weight", "2"], "a cost weight must be between 0 and 1"),
+        (["--methods", "base, ppo", "--cost-weight", "0.5"], "ppo learns for cost weights up to 0.3, not 0.5"),
+        (["--methods", "shuffled", "--cost-weights", "0.1", "0.4"], "shuffled learns for cost weights up to 0.3, not 0.4"),
         (["--methods", "base", "--curve", "all_on"], "the curve's methods must be among the methods"),
         (["--methods", "base", "--shown", "-1"], "must be at least 0"),
         (["--methods", "base,validation_search", "--curve", "validation_search"], "leave it out of --curve"),
@@ -197,6 +207,10 @@ def test_a_method_is_added_to_a_finished_run(done, tmp_path):
 def test_another_run_does_not_write_into_a_results_folder(done, tmp_path):
     with pytest.raises(SystemExit, match=r"results of another run: env_kwargs was .* Choose another --out"):
         run(done, "base", "--env-kwargs", "rank:3")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SystemExit, match="has no model that could be personalised"):
+        main(["--env", "dsa/Planted-v0", "--out", str(tmp_path / "none"), "--methods", "base", "--workers", "1"])
+    run(tmp_path / "none", "base")  # nothing was measured there, so it is nobody's
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(SystemExit, match="holds files that are no results"):
         run(tmp_path)
@@ -282,6 +296,8 @@ def test_folds_are_all_measured_or_one(tmp_path):
 
 def test_the_command_of_a_folder_makes_all_of_it_and_names_no_place():
     kwargs = {"meta_steps": 2, "data_root": "/home/somebody/data"}
+    elsewhere = Plan("dsa/Personal-v0", {"users": "table", "data": "/home/somebody/notes.csv"})
+    assert "--env-kwargs data:notes.csv" in command_of(elsewhere) and "somebody" not in command_of(elsewhere)
     plan = Plan(ENV, kwargs, methods=("base", "all_on"), seeds=2, shown=(0, 5), curve=("all_on",))
     command = command_of(plan)
     assert command == (
@@ -295,6 +311,17 @@ def test_the_curve_shows_the_support_before_anything_else():
     order = support_order(5, 12, torch.Generator().manual_seed(0))
     assert sorted(order[:5].tolist()) == [*range(5)] and sorted(order.tolist()) == [*range(12)]
     assert order.tolist() != [*range(12)]
+
+
+def test_ids_with_strange_ends_of_lines_stay_in_their_rows(tmp_path):
+    strange = ["a\u2028b", "c\x85d", "e\x0bf", "g\nh"]
+    (tmp_path / "parts").mkdir()
+    with (tmp_path / "parts" / "seed0.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"user": user, "status": "ok"} for user in strange)
+    assert put_together(tmp_path) == 0
+    assert [row["user"] for row in rows(tmp_path)] == strange
 
 
 def test_two_calls_do_not_measure_into_one_folder(tmp_path):

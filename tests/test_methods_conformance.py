@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+import worlds
 
 from eval.conformance import check_method
-from eval.methods import METHODS, method_class
+from eval.methods import METHODS, make_method, method_class
 
 SHORT: dict[str, Any] = {"total_timesteps": 256}
 TURN: dict[str, Any] = SHORT | {"meta_steps": 2}
@@ -30,6 +31,14 @@ def cases():
         for world in ("digits_world", "side_world", "text_world"):
             if not ((world == "side_world" and trains_backbone(name)) or (world == "digits_world" and name in SLOW_INLINE)):
                 yield world, name
+    yield "readers_world", "item_covariance"  # the others refuse it
+
+
+@pytest.fixture
+def readers_world(real_data, monkeypatch):
+    """Readers of the same jokes; they are few, so fewer labels per joke have to do."""
+    monkeypatch.setattr("agents.simple.DENSE", 10)
+    return worlds.world("dsa/JesterBert-v0")
 
 
 def trains_backbone(name):
@@ -43,6 +52,17 @@ def trains_backbone(name):
 def quick_policies(monkeypatch):
     """Whoever deals the policy's masks trains a policy with tuned settings."""
     monkeypatch.setattr("eval.methods.dealt.settings_for", lambda *_: SHORT)
+
+
+def test_no_method_is_refused_everywhere(digits_world, side_world, text_world, readers_world):
+    """One that came to refuse all worlds would be skipped below."""
+    every = (digits_world, side_world, text_world, readers_world)
+    for name in METHODS:
+        try:
+            method = make_method(name)
+        except ModuleNotFoundError:
+            continue
+        assert not all(method.refuses(world) for world in every), name
 
 
 @pytest.mark.parametrize(("world", "name"), list(cases()))

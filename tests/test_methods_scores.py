@@ -458,6 +458,12 @@ def test_a_new_user_takes_no_gradient_step_and_keeps_k_entries_per_active_pathwa
     assert found.adaptations == 0
 
 
+def test_a_higher_price_switches_fewer_pieces_on(world):
+    method, shown = make_method("per_pcs"), world.group("val", "support")
+    masks = [method.personalise(world, method.fit(world, weight), shown, weight).masks for weight in (0.0, 1.0)]
+    assert masks[1].sum() < masks[0].sum()
+
+
 def test_who_shows_a_sharers_examples_gets_that_sharers_pieces(world):
     method = make_method("per_pcs", sharers=4, top=1)
     fitted = method.fit(world, 0.1)
@@ -525,11 +531,13 @@ def test_the_threshold_of_pieces_is_the_best_on_val_users(world):
     support, query = world.group("val", "support").batch, world.group("val", "query").batch
     weights, best, _ = method._assembled(world, fitted, support)
 
-    def accuracy(threshold):
-        return float(measure(world.pathways, weights, best.double() >= threshold, query)[0].double().mean())
+    def reward(threshold):
+        masks = best.double() >= threshold
+        accuracy = measure(world.pathways, weights, masks, query)[0].double().mean()
+        return float(accuracy) - 0.1 * float(world.pathways.costs(masks).mean())
 
-    tried = [accuracy(t - 1e-4 * abs(t)) for t in np.quantile(best.double(), np.linspace(0, 1, 32))]
-    assert accuracy(float(fitted.tensors["threshold"])) == pytest.approx(max([*tried, accuracy(np.inf)]))
+    tried = [reward(t - 1e-4 * abs(t)) for t in np.quantile(best.double(), np.linspace(0, 1, 32))]
+    assert reward(float(fitted.tensors["threshold"])) == pytest.approx(max([*tried, reward(np.inf)]))
     assert len({*tried}) > 1
 
 

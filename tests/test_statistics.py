@@ -1,6 +1,7 @@
 """Pairing, tests and corrections against numbers worked by hand and differences that were planted."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -234,6 +235,19 @@ def test_comparing_a_folder_with_itself_shows_no_difference(tmp_path):
         found = compare.differences(results, results, pairs, measure)
         assert len(found) == len(pairs.first) and {one.verdict for one in found.values()} == {NO_DIFFERENCE}
     assert compare.only_in_one(results, results) == []
+
+
+def test_costs_of_two_kinds_are_not_compared(tmp_path, capsys):
+    folders = [write_results(tmp_path / name, PAIR, users=5, seeds=1, timing=False) for name in "ab"]
+    facts = json.loads((folders[1] / "run.json").read_text())
+    (folders[1] / "run.json").write_text(json.dumps({**facts, "counts": "flops"}))
+    compare.main([*map(str, folders)])
+    said = capsys.readouterr().out
+    assert "Costs count parameters in one and flops in the other: they and rewards are not compared." in said
+    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in said.splitlines() if line.startswith("| ")]
+    (heads,), every = [line for line in lines if line[0] == "method"], [line for line in lines if line[0] in PAIR]
+    assert {line[heads.index(name)] for line in every for name in ("reward", "cost")} == {"-"}
+    assert not {"-"} & {line[heads.index("accuracy")] for line in every}
 
 
 def test_real_people_are_paired_as_people(tmp_path):

@@ -322,6 +322,14 @@ def test_values_are_those_of_the_real_model(digits_world):
     assert ValUsers(digits_world, 0.1).measure(method).value == pytest.approx(sum(each) / 4)
 
 
+def test_a_winner_at_an_end_of_what_was_tried_is_pointed_out():
+    tried = {"space": {"rate": (0.1, 0.3, 1.0), "steps": (5, 10), "head": ("all", "bias"), "low": (False, True)}}
+    kind = type("Tried", (Planted,), tried)
+    settings = {"rate": 1.0, "steps": 10, "head": "all", "low": True}
+    assert tune_methods.at_an_end(kind, settings, {}) == ["rate", "steps"]
+    assert tune_methods.at_an_end(kind, settings | {"rate": 0.3}, {"steps": [5, 10, 20]}) == []
+
+
 def test_finished_methods_are_skipped_until_something_changes_or_again(run, monkeypatch):
     run("planted", "--trials", 3)
     told = run("planted,flat", "--trials", 3)
@@ -384,7 +392,8 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_the_packaged_entries_are_settings_that_their_methods_take():
     for env, methods in read_tuned(PACKAGED).items():
-        for name in set(methods) & set(METHODS):
+        assert set(methods) <= set(METHODS), env  # what has another name now would run with its defaults
+        for name in methods:
             kwargs = dict(pair.split(":", 1) for pair in env.split()[1:])
             assert settings_for(env.split()[0], kwargs, name) == methods[name]["settings"]
 

@@ -46,7 +46,7 @@ def find(given: str | Path | None, folder: str, names: tuple[str, ...], instead:
     others = f" Nor is there, in their stead, any of {', '.join(map(str, instead))}." if instead else ""
     raise FileNotFoundError(
         f"the data root {root} does not hold {folder}; missing: {', '.join(missing)} (the folder {root} itself was searched "
-        f"as well).{others} Give the folder that contains them as --data-root."
+        f"as well).{others} Give the folder that contains them as --data-root, or in DSA_DATA_ROOT."
     )
 
 

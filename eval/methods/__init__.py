@@ -50,6 +50,11 @@ _register("dealt", random="RandomBits", shuffled="Shuffled")
 _register("cotrained", cotrained="CoTrainedGating", cotrained_static="CoTrainedStatic", cotrained_all_on="CoTrainedAllOn")
 
 
+def split_names(text: str) -> list[str]:
+    """``"a, b,a"`` as ``["a", "b"]``."""
+    return [*dict.fromkeys(name.strip() for name in text.split(","))]
+
+
 def method_class(name: str) -> type[Method]:
     """The class behind a name.
 

@@ -52,6 +52,10 @@ class Sizes:
     stored: int
 
 
+class CannotServe(ValueError):  # it is no mistake
+    """Raised by :meth:`Predictor.serve` where a method cannot answer from raw inputs alone; the message says why."""
+
+
 class Predictor(ABC):
     """U personalised models.
 
@@ -72,6 +76,9 @@ class Predictor(ABC):
         """Logits ``[U, N, C]`` of raw inputs ``[U, N, ...]``: the whole model is run, nothing is looked up.
 
         Equal to :meth:`logits` but for what cross-fitting adds there.
+
+        Raises:
+            CannotServe: if raw inputs do not tell enough.
         """
 
     @property
@@ -106,6 +113,11 @@ class Method(ABC):
     through_backbone: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     draws: ClassVar[int] = 1
+
+    @property
+    def highest_weight(self) -> float:
+        """The highest cost weight that it can be fitted for."""
+        return 1.0
 
     def refuses(self, world: World) -> str | None:
         """Why this method has no meaning for that population or backbone; None: it has one."""

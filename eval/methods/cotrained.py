@@ -43,6 +43,11 @@ class CoTrainedGating(CoTrained):
     scope: ClassVar[str] = "mask per user, amortised"
     trades: ClassVar[bool] = True
 
+    @property
+    def highest_weight(self) -> float:
+        """See :attr:`Method.highest_weight`."""
+        return CostWeight.parse(RANGE).high
+
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`CoTrained.fit`. Raises ``ValueError`` for a cost weight out of the range."""
         _check(cost_weight)

@@ -34,6 +34,11 @@ class Dealt(Chooser):
     trades: ClassVar[bool] = True
     draws: ClassVar[int] = 10
 
+    @property
+    def highest_weight(self) -> float:
+        """See :attr:`Method.highest_weight`: the policy's."""
+        return Gating().highest_weight
+
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`: the policy's masks for val users, ``[V, P]``."""
         policy = Gating(**settings_for(world.env, world.kwargs, "ppo"))

@@ -42,8 +42,8 @@ class PerPcs(Method):
     softmax of their scores. Not kept: ``g`` is no gate trained on the sharer's examples but the mean of what the pathway reads
     of them, one per label (there, a text's states know its label) and relative to all sharers; sharers are the users nearest
     to the centres, not the most active; their adapters start from the meta-initialisation and are adapted on support and query
-    examples with everything on. Ours is that a pathway whose best piece scores below a threshold stays off; it is chosen by
-    the query accuracy of val users.
+    examples with everything on. Ours is that a pathway whose best piece scores below a threshold stays off; it is chosen
+    per cost weight by the mean query reward of val users.
 
     Attributes:
         sharers: S at most; those whose adapters diverge share nothing. top: k at most. temperature: of the softmax.
@@ -54,6 +54,7 @@ class PerPcs(Method):
     temperature: float = 1.0
 
     scope: ClassVar[str] = "mask per user, amortised"
+    trades: ClassVar[bool] = True
     space: ClassVar = {"sharers": (3, 5, 10, 20), "top": (1, 2, 3, 5), "temperature": (0.1, 0.3, 1.0, 3.0)}
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
@@ -66,7 +67,8 @@ class PerPcs(Method):
             raise FloatingPointError("the adapters of every sharer diverged; meta-train with a smaller inner_rate.")
         tensors = {name: tensor[sound] for name, tensor in {"sharers": chosen, **pieces}.items()}
         tensors |= _described(world, shown, sound)
-        return Fitted({**tensors, "threshold": torch.tensor(self._threshold(world, Fitted(tensors)), dtype=torch.float64)})
+        threshold = self._threshold(world, Fitted(tensors), cost_weight)
+        return Fitted({**tensors, "threshold": torch.tensor(threshold, dtype=torch.float64)})
 
     def _sharers(self, world: World) -> Tensor:
         """Who shares: positions ``[S]`` among train users, in order."""
@@ -78,20 +80,21 @@ class PerPcs(Method):
         nearest = np.square(points[:, None] - centres).sum(-1).argmin(0)
         return torch.from_numpy(np.unique(users[nearest]) - known.users("train")[0])
 
-    def _threshold(self, world: World, fitted: Fitted) -> float:
+    def _threshold(self, world: World, fitted: Fitted, cost_weight: float) -> float:
         support, query = (world.data.part("val", role) for role in ("support", "query"))
         chunks = torch.arange(len(support)).split(CHUNK)
         found = [self._assembled(world, fitted, support.rows(some)) for some in chunks]
 
-        def accuracy(masks: Plans) -> float:
+        def reward(masks: Plans) -> float:
+            cost = float(world.pathways.costs(torch.from_numpy(masks)).mean())
             gates = torch.from_numpy(masks).split(CHUNK)
             each = [
                 measure(world.pathways, weights, mine, query.rows(some))[0]
                 for (weights, _, _), mine, some in zip(found, gates, chunks, strict=True)
             ]
-            return float(torch.cat(each).double().mean())
+            return float(torch.cat(each).double().mean()) - cost_weight * cost
 
-        return best_threshold(torch.cat([best for _, best, _ in found]).double().numpy(), accuracy, "threshold of pieces")
+        return best_threshold(torch.cat([best for _, best, _ in found]).double().numpy(), reward, "threshold of pieces")
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
         """See :meth:`Method.adapt`."""

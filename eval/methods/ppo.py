@@ -49,6 +49,11 @@ class Gating(Chooser):
     scope: ClassVar[str] = "mask per user, amortised"
     trades: ClassVar[bool] = True
 
+    @property
+    def highest_weight(self) -> float:
+        """See :attr:`Method.highest_weight`."""
+        return CostWeight.parse(RANGE).high if self.one_for_all else super().highest_weight
+
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`. A training that was stopped goes on from its checkpoint."""
         config = self.run_config(world, RANGE if self.one_for_all else cost_weight)

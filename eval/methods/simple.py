@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.simple import conditioned, constants, intercept_penalty, label_moments, no_covariance, observation_noise
 from backbones.base import PopulationModel
 from eval.group import Group
-from eval.methods.base import Fitted, Method, Predictor, Sizes
+from eval.methods.base import CannotServe, Fitted, Method, Predictor, Sizes
 from eval.methods.readout import ReadoutPredictor
 from eval.world import World
 
@@ -86,8 +86,8 @@ class ConditionedLabels(Predictor):
         return found
 
     def serve(self, inputs: Tensor) -> Tensor:
-        """Raises ``ValueError``: which item an input is cannot be seen from the input."""
-        raise ValueError(
+        """Raises :class:`CannotServe`: which item an input is cannot be seen from the input."""
+        raise CannotServe(
             "item_covariance reads no inputs, only which item they are, and raw inputs do not say that; ask for `logits` of a "
             "group, which knows its items, and report no inference time for this method."
         )
@@ -105,7 +105,7 @@ class ItemCovariance(Method):
     Source: the Gaussian model of collaborative filtering, as in Goldberg et al. 2001, "Eigentaste" (who take its principal
     components). Kept: means, covariances of all pairs of items, conditioning on what the user labelled. Ours: the noise of a
     label is chosen on val users, and the model's negative eigenvalues are set to zero. It cannot be served
-    (:meth:`ConditionedLabels.serve` raises ``ValueError``): raw inputs do not say which item they are.
+    (:class:`CannotServe`): raw inputs do not say which item they are.
     """
 
     together: ClassVar[int] = 1024

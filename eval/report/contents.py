@@ -143,9 +143,9 @@ def curve_table(summary: Summary) -> Table:
     users = [Line(["users", *counts, _least_to_most(wholes.values())])] if curves else []
     examples = " ".join(EXAMPLES)
     note = (
-        f"Gain in accuracy over base after so many {examples}; without any it must be zero. Users with fewer examples drop out "
-        "of a column, so that columns are of different users: the first line has the smallest and the largest number of users "
-        "behind a figure of the column."
+        f"Gain in accuracy over base after so many {examples}; without any it must be zero (of what is personal). Users with "
+        "fewer examples drop out of a column, so that columns are of different users: the first line has the smallest and the "
+        "largest number of users behind a figure of the column."
     )
     if any(one["label_use"] == "all" for one in curves.values()):
         note += " In the last column, methods that see validation labels as well have all of them."

@@ -140,7 +140,7 @@ def _spread_sentence(subject: str, mine: Mapping[str, Any]) -> list[str]:
 
 def _defects(methods: Comparisons) -> list[str]:
     """Methods that are not ``base`` when they are shown nothing."""
-    started = {name: one["curve"].get("0") for name, one in methods.items()}
+    started = {name: one["curve"].get("0") for name, one in methods.items() if one["scope"] != "nobody"}
     named = [name for name, one in started.items() if one and max(map(abs, (one["mean"], one["low"], one["high"]))) > 1e-9]
     return [f"Not equal to `base` without any example, which is a defect: {', '.join(map(code, named))}."] * bool(named)
 
