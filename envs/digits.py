@@ -52,7 +52,8 @@ class DigitsResNetEnv(PathwaySelectionEnv):
     * ``train_users`` (600), ``val_users`` (120), ``test_users`` (240);
     * ``shifts``: names from the registry :mod:`users.shifts`;
     * ``placement`` (``"inline"``), ``rank`` (16); ``pretrain_epochs`` (60);
-    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3);
+    * ``algorithm`` (``"fomaml"``), ``meta_steps`` (2000), ``meta_users`` (16), ``inner_steps`` (3),
+      ``outer_rate`` (0.01), ``keep`` (``"last"``), ``resample`` (False), ``shrink`` (False);
     * everything else that :class:`envs.modelled.PersonalEnv`, :func:`users.digits.digits_population` and
       :func:`meta.images.pretrained_resnet` take.
 

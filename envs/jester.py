@@ -42,7 +42,8 @@ class JesterBertEnv(PathwaySelectionEnv):
     * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
       :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``fit_share`` (0.2): share of the train readers for the classifier; ``max_length`` (128): tokens per joke;
-    * everything that :class:`envs.modelled.PersonalEnv` takes.
+    * everything that :class:`envs.modelled.PersonalEnv` takes, with other defaults: ``algorithm`` (``"maml"``), ``meta_steps``
+      (500), ``meta_users`` (64), ``inner_steps`` (5), ``rate_of_rates`` (0.001), ``all_on`` (0.5).
 
     ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
     ``reward_accuracy``, ``reward_cost``.

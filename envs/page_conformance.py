@@ -27,6 +27,9 @@ HEADINGS = [
     "## Versions",
 ]
 ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
+DEFAULT = re.compile(r"(``\w+``) \((``.*?``|[^\s,;)]+)(?=[);,])")
+WHAT_IT_IS = ("scenario", "users", "backbone", "layerwise")
+"""What an id is registered with that its name and its page's first lines tell."""
 REFERENCE = re.compile(r":(?:class|func):`~?([\w.]+)\.(\w+)`")
 
 
@@ -72,6 +75,16 @@ class PageConformance:
         missing = sorted(name for name in self._arguments() if f"``{name}``" not in told)
         assert not missing, f"{type(self.make().unwrapped).__name__}'s docstring lacks ``{'``, ``'.join(missing)}``."
 
+    def test_the_docstring_tells_the_defaults_of_this_id(self):
+        """What it is registered with is other than what a page that it refers to says."""
+        if self._is_for_any_population():
+            pytest.skip("the page is of another id")
+        told = " ".join(_with_references(_arguments_of(self._page())).split())
+        own = {name: value for name, value in known_spec(self.env_id).kwargs.items() if name not in WHAT_IT_IS}
+        values = {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in own.items()}
+        missing = [f"``{n}`` ({v})" for n, v in values.items() if not {f"``{n}`` ({v})", f"``{n}`` (``{v}``)"} & _said(told)]
+        assert not missing, f"{type(self.make().unwrapped).__name__}'s docstring lacks {', '.join(missing)}."
+
     def test_the_docstring_mentions_every_key_of_info(self):
         """A page for any population cannot know the facts about its users."""
         env = self.make()
@@ -110,6 +123,11 @@ def _with_references(text: str, known: tuple[tuple[str, str], ...] = ()) -> str:
     """A text on arguments, and whatever it and these refer to."""
     names = [name for name in dict.fromkeys(REFERENCE.findall(text)) if name not in known]
     return text + "".join(_with_references(_documentation(*name), (*known, *names)) for name in names)
+
+
+def _said(text: str) -> set[str]:
+    """Every "name (default)" in a text."""
+    return {f"{name} ({value})" for name, value in DEFAULT.findall(text)}
 
 
 def _documentation(module: str, name: str) -> str:

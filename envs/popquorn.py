@@ -44,7 +44,8 @@ class PopquornBertEnv(PathwaySelectionEnv):
     * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
       :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
     * ``max_length`` (128): tokens per comment;
-    * everything that :class:`envs.modelled.PersonalEnv` takes.
+    * everything that :class:`envs.modelled.PersonalEnv` takes, with other defaults: ``algorithm`` (``"maml"``), ``meta_steps``
+      (200), ``inner_steps`` (5), ``rate_of_rates`` (0.001).
 
     ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
     ``reward_accuracy``, ``reward_cost``.
@@ -91,8 +92,9 @@ class PopquornBertExitEnv(PathwaySelectionEnv):
     ## Arguments
 
     Those of :class:`envs.popquorn.PopquornBertEnv` and of :class:`envs.modelled.PersonalEnv`, with other defaults: ``gates``
-    (``"exit"``), ``cost`` (``"flops"``; or ``"latency"``, ``"parameters"``), ``shrink`` (False). ``render()`` shows in a shade
-    of its own what a mask leaves unrun.
+    (``"exit"``), ``cost`` (``"flops"``; or ``"latency"``, ``"parameters"``), ``shrink`` (False),
+    ``algorithm`` (``"fomaml"``), ``meta_steps`` (400), ``inner_steps`` (5), ``inner_rate`` (0.05), ``outer_rate`` (0.003),
+    ``rate_of_rates`` (0.01). ``render()`` shows in a shade of its own what a mask leaves unrun.
 
     ``info`` holds ``user``, and after a step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``,
     ``reward_accuracy``, ``reward_cost``.

@@ -42,7 +42,10 @@ class UnipenResNetEnv(PathwaySelectionEnv):
     * ``shots`` (3): support images per character; ``fit_share`` (0.7): share of the train writers for the backbone;
     * ``split`` (``"train"``), ``cost_weight`` (0.1), ``rounds`` (1), ``layerwise`` (False), ``render_mode``: see
       :class:`envs.single.PathwaySelectionEnv`, also for what a range of cost weights and ``layerwise`` add to observations;
-    * everything that :class:`envs.modelled.PersonalEnv` and :func:`meta.images.pretrained_resnet` take.
+    * everything that :class:`envs.modelled.PersonalEnv` and :func:`meta.images.pretrained_resnet` take, with other defaults:
+      ``widths`` (``[32, 64, 128]``), ``stride`` (2), ``pretrain_epochs`` (40), ``pretrain_seed`` (0), ``augment``
+      (``"handwriting"``), ``auxiliary`` (``"omniglot"``); ``meta_steps`` (150), ``inner_steps`` (12), ``inner_rate`` (2.0),
+      ``head_rate`` (38.0), ``outer_rate`` (0.003), ``rate_of_rates`` (0.03), ``neutral`` (True).
 
     ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a
     step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``, ``reward_accuracy``, ``reward_cost``.
@@ -92,8 +95,8 @@ class UnipenResNetExitEnv(PathwaySelectionEnv):
     Those of :class:`envs.unipen.UnipenResNetEnv`, and of :class:`envs.modelled.PersonalEnv` and
     :func:`meta.images.pretrained_resnet`, with other defaults: ``gates`` (``"exit"``), ``cost`` (``"flops"``; or
     ``"latency"``, ``"parameters"``), ``rank`` (64), ``start_steps`` (4000), ``start_copies`` (4), ``start_augment``
-    (``"handwriting"``), ``shrink`` (False), and of how they are meta-trained. ``render()`` shows in a shade of its own what a
-    mask leaves unrun.
+    (``"handwriting"``), ``shrink`` (False), ``meta_steps`` (200), ``inner_rate`` (0.5), ``neutral`` (False). ``render()`` shows
+    in a shade of its own what a mask leaves unrun.
 
     ``info`` holds ``user``, ``collection`` (the donating site) and ``classes`` (how many the writer wrote), and after a
     step ``accuracy``, ``loss``, ``cost``, ``active_fraction``, ``mask``, ``reward_accuracy``, ``reward_cost``.
