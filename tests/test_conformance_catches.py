@@ -256,20 +256,6 @@ class NotNobody(Sound):
     scope: ClassVar = "nobody"
 
 
-@defect("serve broke")
-class BreaksServing(Sound):
-    """Fails where it should serve, which is not the same as not being able to."""
-
-    def adapt(self, world, fitted, shown, cost_weight):
-        predictor = super().adapt(world, fitted, shown, cost_weight)
-
-        def serve(inputs):
-            raise ValueError("serve broke, and says so at length")
-
-        predictor.serve = serve
-        return predictor
-
-
 @defect("serve and logits are")
 class ServesOthers(Sound):
     """Serves the population model."""
@@ -402,6 +388,20 @@ class Mute(Sound):
     pass
 
 
+@dataclass(frozen=True)
+class BreaksServing(Sound):
+    """Fails where it should serve, which is not the same as not being able to."""
+
+    def adapt(self, world, fitted, shown, cost_weight):
+        predictor = super().adapt(world, fitted, shown, cost_weight)
+
+        def serve(inputs):
+            raise ValueError("serve broke, and says so at length")
+
+        predictor.serve = serve
+        return predictor
+
+
 @pytest.fixture
 def registered():
     names = {"sound": Sound, **{name: kind for name, (kind, _) in DEFECTS.items()}}
@@ -438,3 +438,12 @@ def test_a_defect_is_named_with_its_cure(registered, restored, side_world, name)
     assert DEFECTS[name][1] in told
     assert told.startswith(f"method {name!r}")
     assert "Cure: " in told
+
+
+def test_an_error_of_serve_is_not_taken_for_a_refusal(registered, restored, side_world):
+    METHODS.register("breaks_serving", BreaksServing)
+    try:
+        with pytest.raises(ValueError, match="serve broke"):
+            check_method("breaks_serving", side_world)
+    finally:
+        METHODS.unregister("breaks_serving")
