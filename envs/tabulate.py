@@ -17,16 +17,15 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from shutil import rmtree
-from threading import Thread
 
 import torch
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, DiskFullError, exists, load_artefact, save_artefact
-from backbones.threads import usable_cores
+from backbones.threads import begin_worker, usable_cores
 from envs.oracles import Plans
 from envs.scenario import Scenario
 from envs.shards import Shard, ShardError, Source, assembled, cut, table_masks, work
@@ -181,7 +180,7 @@ def measured_by(processes: int, source: Source, todo: list[Shard], masks: Plans,
     """Measure shards in worker processes; gives each when it is done. Whatever ends this ends the workers."""
     before = set(active_children())
     with for_children():
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=begin)
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=begin_worker)
         futures = {pool.submit(work, source, shard, masks, folder): shard for shard in todo}
     try:
         for future in as_completed(futures):
@@ -213,20 +212,6 @@ def for_children() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = threads
-
-
-def begin() -> None:
-    """First thing in a worker: one torch thread, and a watch that ends it should its parent be killed."""
-    torch.set_num_threads(1)
-    Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Wait for the parent's end, then leave at once: nobody is there to be told."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Part:
         place: whose.
 
     A last line that a kill left half written is dropped when the file is opened. Rows that failed are not known: they are tried
-    again, after :meth:`drop_failed`.
+    again, after :meth:`tidy`.
     """
 
     def __init__(self, folder: Path, place: Place) -> None:
@@ -45,10 +45,10 @@ class Part:
         if not data.endswith(b"\n"):
             write_atomically(self.path, data[: data.rfind(b"\n") + 1])
 
-    def drop_failed(self) -> None:
-        """Make the file one of rows that did not fail."""
+    def tidy(self) -> None:
+        """Make the file one of rows that did not fail, each once: two processes may have written at the same time."""
         found = [*self.rows()]
-        whole = [row for row in found if not row["status"].startswith("failed")]
+        whole = [*{self._key(row): row for row in found if not row["status"].startswith("failed")}.values()]
         if len(whole) < len(found):
             text = StringIO()
             writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -23,7 +23,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, write_atomically
-from backbones.threads import usable_cores
+from backbones.threads import begin_worker, usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
 from eval.choosers import choosers_of
@@ -159,7 +159,7 @@ def measure_place(plan: Plan, place: Place, folder: Path, tell: Callable[[], Any
     single_thread()
     part, measuring = Part(folder, place), Measuring(plan, place, plan.scenario(place))
     part.check(BASE, "", "", measuring.artefacts(Job(BASE, None, None)))  # before anything dear is made, or changed
-    part.drop_failed()
+    part.tidy()
     refused = {}
     try:
         for job in plan.jobs():
@@ -192,7 +192,7 @@ def measure_all(plan: Plan, folder: Path, workers: int, total: int) -> dict[str,
         if workers == 1:
             found = [measure_place(plan, place, folder, bar.update) for place in plan.places]
             return found[0]
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker) as pool:
             left: set[Future] = {pool.submit(measure_place, plan, place, folder) for place in plan.places}
             facts = {}
             try:

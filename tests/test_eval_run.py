@@ -313,6 +313,14 @@ def test_the_curve_shows_the_support_before_anything_else():
     assert order.tolist() != [*range(12)]
 
 
+def test_rows_that_two_processes_wrote_are_there_once(tmp_path):
+    part = Part(tmp_path, Place(0, None))
+    for user in "abab":
+        part.add({"seed": 0, "method": "base", "user": user, "status": "ok"})
+    part.tidy()
+    assert [row["user"] for row in part.rows()] == ["a", "b"]
+
+
 def test_ids_with_strange_ends_of_lines_stay_in_their_rows(tmp_path):
     strange = ["a\u2028b", "c\x85d", "e\x0bf", "g\nh"]
     (tmp_path / "parts").mkdir()
