@@ -131,7 +131,8 @@ def _spread_sentence(subject: str, mine: Mapping[str, Any]) -> list[str]:
     gain, over = mine["gain"], mine["against"].get("base", {}).get("accuracy")
     if gain is None or over is None:
         return []
-    masks = f" It uses {mine['distinct_masks']:.0f} different masks." if mine["distinct_masks"] else ""
+    count = round(mine["distinct_masks"] or 0)  # 0: no masks at all
+    masks = f" It uses {count} different masks." if count > 1 else " It uses one mask for all." * count
     return [
         f"{code(subject)} brings {interval_text(over, verdict=False)} over `base`; the tenth of the users who gain least get "
         f"{gain['bottom_decile']:+.3f}, {gain['worse']:.0%} are made worse.{masks}"
