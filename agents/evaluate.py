@@ -50,13 +50,7 @@ def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | 
     if max_active is not None:
         limit(policy, max_active)
     start = time.perf_counter()
-    trained = CostWeight.parse(meta["cost_weight"])
-    if others := [weight for weight in weights if not trained.varies and weight != trained.low]:
-        raise ValueError(
-            f"the policy of {folder} is for the cost weight {trained.low:g} alone and would choose by that, not by "
-            f"{others[0]:g}; train one for a range (--cost-weight uniform:0:0.3) to ask it for several."
-        )
-    chosen_at = tuple(weights) or trained.reported()
+    chosen_at = weights_to_choose_at(CostWeight.parse(meta["cost_weight"]), weights)
     by_weight = {}
     for weight in chosen_at:
 
@@ -92,6 +86,16 @@ def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | 
         write_atomically(folder / "table.md", (text + "\n").encode())
     print(f"\n{text}")
     return summary
+
+
+def weights_to_choose_at(trained: CostWeight, asked: Sequence[float]) -> tuple[float, ...]:
+    """Those asked for, or else those of the run. Raises ``ValueError`` for another than the only one it was trained for."""
+    if others := [weight for weight in asked if not trained.varies and weight != trained.low]:
+        raise ValueError(
+            f"the policy is for the cost weight {trained.low:g} alone and would choose by that, not by {others[0]:g}; train "
+            "one for a range (--cost-weight uniform:0:0.3) to ask it for several."
+        )
+    return tuple(asked) or trained.reported()
 
 
 def _page(summary: Mapping[str, Any], scenario: Scenario, found: Mapping[str, Result]) -> str:
