@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from agents.bootstrap import Interval, Values, resampled_means
 from eval.panel import Panel, Rows
 from eval.pareto import WORST_COST, Points, hypervolume
-from eval.statistics import Difference, difference
+from eval.statistics import Difference, bootstrap_p, difference
 
 RESAMPLES = 10_000
 """So many that the smallest p-value, 2 / (1 + R), stays far below 5 % when it is corrected for some dozens of rivals."""
 
 
-VOLUMES = 2_000
+VOLUMES = 4_000
 """Resamples for hypervolumes, which are computed one by one."""
 
 
@@ -62,7 +62,7 @@ def volume_lead(panel: Panel, subject: str, rival: str) -> Difference | None:
     low, high = np.percentile(drawn, [2.5, 97.5])
     mean = _volumes_apart(np.mean([each.mean(0) for each in columns], axis=0), len(mine))
     shared = panel.align(panel.rows("base"), *mine, *(panel.rows(rival, weight) for weight in panel.run.cost_weights))[0]
-    return Difference(Interval(mean, float(low), float(high)), _two_sided(drawn), *panel.counts(shared))
+    return Difference(Interval(mean, float(low), float(high)), bootstrap_p(drawn, columns), *panel.counts(shared))
 
 
 def _volumes_apart(means: Values, count: int) -> float:
@@ -98,7 +98,7 @@ def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:
     low, high = np.percentile(found, [2.5, 97.5])
     mean = float(_leads(np.mean([each.mean(0) for each in columns], axis=0)[None])[0])
     shared = panel.align(mine, base, *(panel.rows(rival, weight) for weight in panel.run.cost_weights))[0]
-    return Difference(Interval(mean, float(low), float(high)), _two_sided(found), *panel.counts(shared))
+    return Difference(Interval(mean, float(low), float(high)), bootstrap_p(found, columns), *panel.counts(shared))
 
 
 def _leads(means: NDArray[np.float64]) -> Values:
@@ -115,12 +115,6 @@ def _leads(means: NDArray[np.float64]) -> Values:
     between = (accuracy[:, None] * below[:, :, None] - accuracy[:, :, None] * below[:, None]) / apart
     lines, points_alone = np.where(pairs, between, -np.inf), np.where(no_dearer, accuracy, -np.inf)
     return place[:, 0, 1] - np.maximum(lines.max((1, 2)), points_alone.max(1))
-
-
-def _two_sided(drawn: Values) -> float:
-    """The p-value that a percentile bootstrap gives for zero."""
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return float(min(1.0, 2 * (1 + tail) / (1 + len(drawn))))
 
 
 def _without_trade(panel: Panel, mine: Rows, other: Rows) -> Difference | str:
