@@ -24,11 +24,11 @@ from agents.comparison import Result, compare, group_table, leakage, leakage_lin
 from agents.policies import GatingPolicy
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, write_atomically
-from backbones.threads import usable_cores
 from envs.cost_weights import CostWeight
 from envs.oracles import Plans, Users
 from envs.rules import Rules
 from envs.scenario import Scenario
+from meta.arguments import add_num_threads
 
 
 def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | None = None) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m agents.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, as agents.train_ppo named it")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     parser.add_argument("--cost-weight", type=float, nargs="+", default=[], help="measure at these (default: those of the run)")
     parser.add_argument("--max-active", type=int, help="keep only so many pathways, the best-scored ones")
     args = parser.parse_args(arguments)

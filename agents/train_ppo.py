@@ -19,9 +19,8 @@ from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import ArtefactError, DiskFullError
 from backbones.costs import COSTS
 from backbones.registry import did_you_mean
-from backbones.threads import usable_cores
 from envs.cost_weights import CostWeight
-from meta.arguments import add_flags, given, parse_pairs, show_log
+from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="allow --log-dir to be a folder with files in it")
     parser.add_argument("--device", default="cpu", help="for the policy network (default: cpu, which is faster)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bar of PPO")
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
     parser.add_argument(

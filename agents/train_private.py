@@ -23,10 +23,9 @@ from agents.evaluate import evaluate_run, write_seconds
 from agents.private import PART, PrivateSettings, check_rules, learn_private
 from agents.run import RunConfig, numbered_folder
 from backbones.artefacts import ArtefactError, load_artefact, write_atomically
-from backbones.threads import usable_cores
 from envs.scenario import Scenario
 from meta.accountant import Accountant, BudgetError
-from meta.arguments import add_flags, given, parse_pairs, show_log
+from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log
 from meta.curves import room_for_curves
 from meta.private import Privacy, PrivateRounds, account_of, check_covered
 from meta.store import KIND, plain
@@ -62,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="argument of the environment"
     )
     parser.add_argument("--no-search", action="store_true", help="leave out rivals that try hundreds of masks per test user")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     add_privacy_flags(parser)
     add_flags(parser)
     return parser.parse_args(arguments)

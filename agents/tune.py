@@ -25,8 +25,7 @@ from agents.run import hyperparameters
 from agents.train_ppo import parse as parse_training
 from agents.train_ppo import read_settings, train
 from backbones.artefacts import ArtefactError, room_for, write_atomically
-from backbones.threads import usable_cores
-from meta.arguments import show_log
+from meta.arguments import add_num_threads, show_log
 
 STAGES = 4
 """Parts of a run; after each a trial may be given up."""
@@ -49,7 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the proposals (default: 0)")
     parser.add_argument("--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="its arguments")
     parser.add_argument("--out", type=Path, help="YAML file for the best settings (default: logs/tuned_<env>.yml)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     args = parser.parse_args(arguments)
     for name in ("trials", "seeds"):
         if getattr(args, name) < 1:

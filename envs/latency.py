@@ -16,7 +16,7 @@ from backbones.prices import KIND, latency, latency_path
 from envs.modelled import modelled
 from envs.registration import known_spec
 from envs.scenario import check_arguments
-from meta.arguments import parse_pairs, show_log
+from meta.arguments import at_least_one, parse_pairs, show_log
 from meta.prepare import folder_of, prepared
 from users.batch import Prepared
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--env", required=True, help="environment id")
     parser.add_argument("--env-kwargs", nargs="+", action="extend", default=[], metavar="NAME:VALUE", help="its arguments")
     parser.add_argument("--batch", type=int, default=64, help="examples that are run together (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--num-threads", type=at_least_one, default=1, help="torch threads (default: %(default)s)")
     args = parser.parse_args(arguments)
     show_log()
     torch.set_num_threads(args.num_threads)

@@ -20,7 +20,6 @@ from agents.comparison import Result, compare
 from agents.rivals import best_static, searched, thresholded
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError
-from backbones.threads import usable_cores
 from envs.cost_weights import REPORTED, CostWeight
 from envs.oracles import Plans, Users
 from envs.registration import known_spec
@@ -32,6 +31,7 @@ from eval.budget_report import RANGE, SPENDING_WEIGHT, Measured, report, search_
 from eval.fronts import WEIGHTS, for_everybody, measured, random_points, static_masks
 from eval.headline import finished, write_between_markers
 from eval.pareto import Points, mean_points, simultaneous_band
+from meta.arguments import add_num_threads
 
 BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
 Choose = Callable[[Users, float], Plans]
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("logs/headline"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--write", type=Path, help="page with markers to write the tables into (default: print only)")
     parser.add_argument("--figure", type=Path, help="PNG of the fronts; that of adaptations goes beside it (default: none)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     args, extra = parser.parse_known_args(arguments)
     torch.set_num_threads(args.num_threads)
     training = ["--num-threads", str(args.num_threads), *extra]

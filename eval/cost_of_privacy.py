@@ -23,13 +23,12 @@ from agents.bootstrap import Interval, paired_difference
 from agents.checkpoint import choose_masks
 from agents.private import PART, PrivateSettings, learn_private
 from backbones.artefacts import ArtefactError, cache_key, load_artefact, write_atomically
-from backbones.threads import usable_cores
 from envs.modelled import scenario_from
 from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.headline import text_of, write_between_markers
 from meta.accountant import Accountant, BudgetError, Round, noise_for, usual_delta
-from meta.arguments import show_log
+from meta.arguments import add_num_threads, show_log
 from meta.inner import MetaInit
 from meta.learned import learned_init, public_start
 from meta.prepare import folder_of, prepared
@@ -207,7 +206,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where results are kept")
     parser.add_argument("--report", action="store_true", help="of what is in --out alone: measure nothing")
     parser.add_argument("--write", type=Path, help="page with this table's markers to write it into")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     return parser.parse_args(arguments)
 
 

@@ -11,6 +11,7 @@ from backbones.artefacts import room_for, write_atomically
 from eval.plan import Place
 from eval.results import COLUMNS, format_row
 from eval.rows import Key
+from eval.run_facts import ResultsError
 
 FOLDER = "parts"
 EVERY = 10.0
@@ -33,7 +34,7 @@ class Part:
         if not self.path.exists():
             write_atomically(self.path, (",".join(COLUMNS) + "\n").encode())
         self._drop_torn_line()
-        found = [row for row in self.rows() if not row["status"].startswith("failed")]
+        found = [row for row in self.rows() if is_done(row)]
         self.known = {self._key(row) for row in found}
         self._artefacts = {self._key(row)[:3]: row["artefacts"] for row in found}
         self._clock = self.path.with_suffix(".seconds")
@@ -46,9 +47,9 @@ class Part:
             write_atomically(self.path, data[: data.rfind(b"\n") + 1])
 
     def tidy(self) -> None:
-        """Make the file one of rows that did not fail, each once: two processes may have written at the same time."""
+        """Make the file one of whole rows that did not fail, each once: two processes may have written at the same time."""
         found = [*self.rows()]
-        whole = [*{self._key(row): row for row in found if not row["status"].startswith("failed")}.values()]
+        whole = [*{self._key(row): row for row in found if is_done(row)}.values()]
         if len(whole) < len(found):
             text = StringIO()
             writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -58,8 +59,14 @@ class Part:
 
     def rows(self) -> Iterator[dict[str, str]]:
         """What is there."""
-        with self.path.open(newline="") as file:
-            yield from csv.DictReader(file)
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != tuple(COLUMNS):
+                raise ResultsError(
+                    f"{self.path} does not begin with the columns {', '.join(COLUMNS)}. Restore its first line, or remove the "
+                    "file: its rows are then measured again."
+                )
+            yield from reader
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Append one row.
@@ -102,8 +109,16 @@ class Part:
         return row["method"], row["cost_weight"], row["shown"], row["user"]
 
 
+def is_done(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a part is whole and did not fail; one that was cut or edited to another length is made again."""
+    return None not in (*row, *row.values()) and not row["status"].startswith("failed")
+
+
 def _read_seconds(path: Path) -> float:
-    return float(path.read_text()) if path.exists() else 0.0
+    try:
+        return float(path.read_text())
+    except (FileNotFoundError, ValueError):  # a note for people, which no row depends on
+        return 0.0
 
 
 def seconds_spent(folder: Path) -> float:

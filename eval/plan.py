@@ -7,6 +7,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from backbones.registry import did_you_mean
+from backbones.typed import misfits
 from envs import known_spec
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
 from eval.methods import make_method
@@ -14,6 +16,13 @@ from eval.methods.base import Method
 from eval.run_facts import FORMAT, read_json
 
 BASE = "base"
+RESTORE = "Restore it (run.json names the command), or measure into a new folder."
+INSTEAD = {
+    "seed": "seeds are given by --seeds, and all from 0 are measured",
+    "rounds": "every method decides once (python -m eval.rounds compares one decision with several)",
+    "layerwise": "masks are decided at once",
+}
+"""Arguments of environments that the harness does not take, and why."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,15 @@ class Plan:
                 )
 
     def _check_curve_and_folds(self) -> None:
-        if missing := set(self.curve) - {*self.methods}:
-            raise ValueError(f"the curve's methods must be among the methods; missing are {sorted(missing)}.")
+        for name in self.curve:
+            if name not in self.methods:
+                raise ValueError(
+                    f"the curve's methods must be among the methods; {name!r} is not. {did_you_mean(name, self.methods)}"
+                )
+        if idle := [name for name in self.curve if not self.shown and not self.method(name).through_backbone]:
+            raise ValueError(
+                f"{idle[0]} is on the curve, and there are no sizes of support: give --shown, or leave out --curve."
+            )
         if apart := [name for name in self.curve if self.method(name).labels == "all"]:
             raise ValueError(
                 f"the curve shows both kinds of labels to every method; {apart[0]} has all of them anyway, and no curve: leave "
@@ -105,6 +121,9 @@ class Plan:
             )
         if self.folds and "fold" in self.env_kwargs:
             raise ValueError("--folds measures every fold, --env-kwargs fold:... one of them; leave out one of the two.")
+        for name, instead in INSTEAD.items():
+            if name in self.env_kwargs:
+                raise ValueError(f"--env-kwargs {name}:... would do nothing here: {instead}.")
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
@@ -114,6 +133,8 @@ class Plan:
     def from_json(facts: Mapping[str, Any]) -> "Plan":
         """The inverse of :meth:`to_json`."""
         known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+        if wrong := misfits(Plan, known):
+            raise TypeError(f"{', '.join(wrong)} of another type")
         return Plan(**known)
 
     @property
@@ -139,13 +160,16 @@ class Plan:
             ValueError: if it is of another version, or damaged.
         """
         path = folder / "plan.json"
-        found = read_json(path)
+        found = read_json(path, RESTORE)
         if (other := found.get("format")) != FORMAT:
-            raise ValueError(f"{folder} holds results of format {other}, this version has {FORMAT}.")
+            raise ValueError(
+                f"{folder} holds results of format {other}, this version has {FORMAT}. Go on with the version that began it, "
+                "or measure into a new folder."
+            )
         try:
             plan = Plan.from_json(found["plan"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no plan ({error!r}); was it edited? Restore it.") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no plan ({error}); was it edited? {RESTORE}") from error
         codes = found.get("code") or []
         return plan, [codes] if isinstance(codes, str) else codes
 

@@ -29,7 +29,6 @@ from agents.private import PrivateSettings, learn_private, new_policy
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, cache_key, load_artefact, load_or_make, write_atomically
 from backbones.base import hash_tensors
-from backbones.threads import usable_cores
 from envs.modelled import scenario_from
 from envs.scenario import Scenario
 from eval.attacks import Success
@@ -38,7 +37,7 @@ from eval.headline import write_between_markers
 from eval.membership import example_membership, user_membership
 from eval.policy_membership import policy_membership
 from meta.accountant import BudgetError
-from meta.arguments import show_log
+from meta.arguments import add_num_threads, show_log
 from meta.inner import MetaInit
 from meta.learned import begun, meta_initialisation
 from meta.prepare import folder_of, further_arguments, prepared
@@ -242,7 +241,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--references", type=int, default=4, help="reference trainings (default: 4)")
     parser.add_argument("--shadows", type=int, default=64, help="shadow adapters per user (default: 64)")
     parser.add_argument("--users", type=int, default=60, help="whose adapters are attacked (default: 60)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     return parser.parse_args(arguments)
 
 

@@ -5,6 +5,7 @@ measured again, from the same commands and settings, and compared. Exit code 1 i
 """
 
 import argparse
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError
-from backbones.threads import usable_cores
 from envs.scenario import forget_scenarios
 from eval.plan import Job, Place, Plan
-from eval.results import BINS, COLUMNS, altered, format_row, rows_of
+from eval.results import BINS, COLUMNS, altered, format_cell, format_row, rows_of
 from eval.rows import Measuring
-from meta.arguments import add_data_root, show_log, use_data_root
+from meta.arguments import add_data_root, add_num_threads, show_log, use_data_root
 
 EXACT = ("status", "mask", "examples", "labels", "adaptations", "trainable", "active", "stored", "group")
 CLOSE = {"cost": 1e-9, "active_fraction": 1e-9, "log_likelihood": 1e-3}
@@ -46,7 +46,9 @@ def differences(row: Mapping[str, str], again: Mapping[str, str]) -> list[str]:
     found = [f"{name} {row[name] or '-'} is now {again[name] or '-'}" for name in EXACT if row[name] != again[name]]
     if row["status"] != "ok" or again["status"] != "ok":
         return found
-    flipped = FLIPS / max(1.0, float(row["examples"]))
+    if wrong := [name for name in ("accuracy", "reward", *CLOSE) if not _is_number(row[name]) and again[name]]:
+        return [*found, f"{wrong[0]} is {row[wrong[0]] or '-'}, which is no number"]
+    flipped = FLIPS / max(1.0, float(again["examples"]))
     for name, room in {"accuracy": flipped, **CLOSE}.items():
         if _apart(row[name], again[name], room):
             found.append(f"{name} {row[name] or '-'} is now {again[name] or '-'}")
@@ -56,6 +58,13 @@ def differences(row: Mapping[str, str], again: Mapping[str, str]) -> list[str]:
     if not calibrated_alike(row["calibration"], again["calibration"]):
         found.append(f"calibration {row['calibration']} is now {again['calibration']}")
     return found
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _apart(one: str, other: str, room: float) -> bool:
@@ -69,7 +78,10 @@ def calibrated_alike(one: str, other: str) -> bool:
     An example at the edge of a bin may change bins, so that only totals are alike; and what the expected calibration error
     adds up, how far each bin's hits are from its confidences, may move by two for that example and by one for each flip.
     """
-    counts, sums, hits = zip(*(_bins(cell) for cell in (one, other)), strict=True)
+    try:
+        counts, sums, hits = zip(*(_bins(cell) for cell in (one, other)), strict=True)
+    except ValueError:  # what it should be instead is said by the caller
+        return False
     gaps = [np.abs(hit - total).sum() for hit, total in zip(hits, sums, strict=True)]
     return bool(
         counts[0].sum() == counts[1].sum()
@@ -87,9 +99,12 @@ def _bins(cell: str) -> NDArray[np.float64]:
 def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[str]]:
     """By position among the rows, what differs when they are measured again; only rows that do differ."""
     by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        by_place[row["seed"], row["fold"]].append(number)
     wrong: dict[int, list[str]] = {}
+    for number, row in enumerate(rows):
+        if planned(plan, row):
+            by_place[row["seed"], row["fold"]].append(number)
+        else:
+            wrong[number] = ["the plan has no such place, method, cost weight or size of support"]
     for (seed, fold), numbers in tqdm(by_place.items(), desc="measuring again", unit="place"):
         place = Place(int(seed), int(fold) if fold else None)
         measuring = Measuring(plan, place, plan.scenario(place))
@@ -101,6 +116,13 @@ def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[st
                 wrong[number] = found
         forget_scenarios()
     return wrong
+
+
+def planned(plan: Plan, row: Mapping[str, str]) -> bool:
+    """Whether a row is of a place and a job of the plan, as far as its cells can be read at all."""
+    places = {(str(place.seed), "" if place.fold is None else str(place.fold)) for place in plan.places}
+    jobs = {tuple(format_cell(part) for part in (job.method, job.cost_weight, job.shown)) for job in plan.jobs()}
+    return (row["seed"], row["fold"]) in places and (row["method"], row["cost_weight"], row["shown"]) in jobs
 
 
 def _again(measuring: Measuring, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], dict[str, str]]:
@@ -127,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="results.csv of a results folder")
     parser.add_argument("--sample", type=int, default=50, help="rows to measure again; 0: all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     add_data_root(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
@@ -147,6 +169,8 @@ def check(path: Path, sample: int, seed: int) -> int:
     edited = altered(numbered)
     for line in edited:
         print(f"line {line}: edited by hand, its check does not match")
+    if sample < 0:
+        raise ValueError(f"--sample must be a number of rows, or 0 for all, got {sample}.")
     if 0 < sample < len(numbered):
         drawn = np.random.default_rng(seed).choice(len(numbered), sample, replace=False)
         numbered_again = [numbered[n] for n in np.sort(drawn)]

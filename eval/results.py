@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backbones.typed import fits
 from eval.run_facts import FORMAT, ResultsError, RunFacts, read_json, read_run
 
 KEY = ("seed", "fold", "method", "cost_weight", "shown", "user")
@@ -85,11 +86,12 @@ def format_row(values: Mapping[str, Any]) -> dict[str, str]:
     wrong = set(COLUMNS[:-1]).symmetric_difference(values)
     if wrong:
         raise ValueError(f"a row of results has the columns {', '.join(COLUMNS[:-1])}; missing or unknown: {sorted(wrong)}.")
-    cells = {name: _cell(values[name]) for name in COLUMNS[:-1]}
+    cells = {name: format_cell(values[name]) for name in COLUMNS[:-1]}
     return {**cells, "check": row_check(cells)}
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as it is written, see :func:`format_row`."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -155,8 +157,24 @@ def read_results(folder: Path) -> Results:
         lines.append(line)
         for name, value in row.items():
             columns[name].append(value)
-    timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else None
-    return Results(folder, run, timing, {n: _column(n, v) for n, v in columns.items()}, np.array(lines, np.int64))
+    return Results(
+        folder,
+        run,
+        _read_timing(folder / "timing.json"),
+        {n: _column(n, v) for n, v in columns.items()},
+        np.array(lines, np.int64),
+    )
+
+
+def _read_timing(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    cure = "Remove it: python -m eval.run --timing measures again."
+    found = read_json(path, cure)
+    kinds = {"methods": Mapping[str, Mapping[str, Any]], "later": list[Mapping[str, Any]]}
+    if "methods" not in found or not all(fits(found.get(name, []), kind) for name, kind in kinds.items()):
+        raise ResultsError(f"{path} does not hold what python -m eval.run wrote; was it edited? {cure}")
+    return found
 
 
 def _column(name: str, values: list[Any]) -> Column:
@@ -206,8 +224,8 @@ def _check_header(path: Path, names: list[str]) -> None:
 
 def _malformed(path: Path, line: int, problem: str, cells: Mapping[str, str]) -> ResultsError:
     return ResultsError(
-        f"{path}, line {line}: {problem}. Remove this line from {_part_of(cells)}, which the file is put together from; python "
-        "-m eval.run makes the row again."
+        f"{path}, line {line}: {problem}. The same python -m eval.run puts the file together again; if the line is in "
+        f"{_part_of(cells)} as well, remove it there first."
     )
 
 

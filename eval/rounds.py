@@ -27,11 +27,10 @@ from agents.run import RunConfig
 from agents.train_ppo import parse as training_flags
 from agents.train_ppo import read_settings
 from backbones.artefacts import ArtefactError, cache_key, exists
-from backbones.threads import usable_cores
 from envs.oracles import CachedOracle, LiveOracle, Plans
 from envs.scenario import Scenario
 from eval.headline import text_of, write_between_markers
-from meta.arguments import parse_pairs, show_log
+from meta.arguments import add_num_threads, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.store import init_facts, save_init
 
@@ -237,7 +236,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-P", "--hyperparameter", action="append", default=[], metavar="NAME:VALUE", help="override a setting")
     parser.add_argument("--runs", type=Path, default=Path("logs/rounds"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--write", type=Path, help="page with markers to write the tables into (default: print only)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     args = parser.parse_args(arguments)
     args.rounds = sorted(set(args.rounds))
     if args.rounds[0] < 2:

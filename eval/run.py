@@ -36,7 +36,7 @@ from eval.rows import Measuring, single_thread
 from eval.timing import time_methods
 from eval.tuned import entry_for, name_alone, settings_for
 from eval.world import PLACES, code_hash
-from meta.arguments import add_data_root, parse_pairs, show_log, use_data_root
+from meta.arguments import add_data_root, at_least_one, parse_pairs, show_log, use_data_root
 
 try:
     import fcntl
@@ -87,7 +87,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--few-shown", type=int, nargs="+", default=list(Plan.few_shown), help="sizes of support there (default: 0 2 10)"
     )
     add_data_root(parser)
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes of one thread each (default: the cores)")
+    parser.add_argument(
+        "--workers", type=at_least_one, default=usable_cores(), help="processes of one thread each (default: the cores)"
+    )
     parser.add_argument("--timing", action=argparse.BooleanOptionalAction, default=True, help="measure seconds and memory too")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; an unfinished run there goes on")
     return parser.parse_args(arguments)
@@ -126,16 +128,16 @@ def claim(folder: Path, plan: Plan) -> Plan:
     path = folder / "plan.json"
     codes: list[str] = []
     if path.exists():
-        try:
-            before, codes = Plan.stored(folder)
-            if count_rows(folder) or (folder / "results.csv").exists():  # or it came to nothing
+        before, codes = Plan.stored(folder)
+        if count_rows(folder) or (folder / "results.csv").exists():  # or it came to nothing
+            try:
                 plan = before.extended(plan)
-        except ValueError as error:
-            raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
+            except ValueError as error:
+                raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
         if codes and code_hash() not in codes:
             LOG.warning("%s was begun with other code: its rows stay, further ones are of today's.", folder)
     elif any(found.name != ".lock" for found in folder.iterdir()):
-        raise ValueError(f"{folder} holds files that are no results; choose another --out.")
+        raise ValueError(f"{folder} holds files and no plan.json: it is none of this command's folders. Choose another --out.")
     codes = [*dict.fromkeys([*codes, code_hash()])]  # of every call, in order
     write_atomically(path, json.dumps({"format": FORMAT, "code": codes, "plan": plan.to_json()}, indent=1).encode())
     return plan
@@ -144,6 +146,8 @@ def claim(folder: Path, plan: Plan) -> Plan:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Within: no other call measures into the folder, where the system knows locks. Raises ``ValueError`` if one does."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; results are a folder: choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
@@ -210,10 +214,11 @@ def measure_all(plan: Plan, folder: Path, workers: int, total: int) -> dict[str,
 def say_expected(plan: Plan, done: int) -> int:
     """Say what the run will take on one core, as far as tuning has timed its methods; how many rows it makes, or so.
 
-    Users are counted at the first place. ``done``: rows that are there already.
+    Users are counted at the first seed's last fold. ``done``: rows that are there already.
     """
     LOG.info("expected: %d places; the model of each is made first, where it is not kept from before", len(plan.places))
-    measuring = Measuring(plan, plan.places[0], plan.scenario(plan.places[0]))
+    place = plan.places[max(0, plan.folds - 1)]  # the last fold: if there is none of that number, it is said before the work
+    measuring = Measuring(plan, place, plan.scenario(place))
     seconds, unknown, total = 0.0, [], 0
     for name in plan.methods:
         entry, method = entry_for(plan.env, plan.env_kwargs, name), plan.method(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.costs import COSTS
+from backbones.typed import misfits
 
 FORMAT = 1
 """Of results folders. A change that readers must know of is a new number."""
@@ -65,16 +66,17 @@ class RunFacts:
     choosers: Sequence[str] = ()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises :class:`ResultsError` if it is none."""
+AGAIN = "Run python -m eval.run again."
+
+
+def read_json(path: Path, cure: str = AGAIN) -> dict[str, Any]:
+    """A JSON object. Raises :class:`ResultsError`, which ends with the cure, if it is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(
-            f"{path} is not JSON ({error}); was it cut short or edited? Run python -m eval.run again."
-        ) from error
+        raise ResultsError(f"{path} is not JSON ({error}); was it cut short or edited? {cure}") from error
     if not isinstance(found, dict):
-        raise ResultsError(f"{path} holds no JSON object.")
+        raise ResultsError(f"{path} holds no JSON object. {cure}")
     return found
 
 
@@ -98,15 +100,18 @@ def read_run(folder: Path) -> RunFacts:
         )
     missing = [field.name for field in fields(RunFacts) if field.name not in found and field.default is MISSING]
     if missing:
-        raise ResultsError(f"{path} lacks {', '.join(missing)}; was it edited? Run python -m eval.run again.")
+        raise ResultsError(f"{path} lacks {', '.join(missing)}; was it edited? {AGAIN}")
     facts = {field.name: found[field.name] for field in fields(RunFacts) if field.name in found}
     if facts.get("counts") not in (None, *COSTS):
-        raise ResultsError(f"{path}: costs go by {', '.join(COSTS)}, not {facts['counts']!r}. Run python -m eval.run again.")
+        raise ResultsError(f"{path}: costs go by {', '.join(COSTS)}, not {facts['counts']!r}. {AGAIN}")
     names = [field.name for field in fields(MethodFacts)]
     try:
         facts["methods"] = {name: MethodFacts(**{key: said[key] for key in names}) for name, said in found["methods"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(
-            f"{path}: every method needs {', '.join(names)} ({error!r}). Run python -m eval.run again."
-        ) from error
+        raise ResultsError(f"{path}: every method needs {', '.join(names)} ({error!r}). {AGAIN}") from error
+    wrong = misfits(RunFacts, facts) + [
+        f"{field} of {name}" for name, method in facts["methods"].items() for field in misfits(MethodFacts, vars(method))
+    ]
+    if wrong:
+        raise ResultsError(f"{path}: {', '.join(wrong)} cannot be what python -m eval.run wrote; was it edited? {AGAIN}")
     return RunFacts(**facts)

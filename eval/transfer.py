@@ -27,12 +27,11 @@ from agents.run import RunConfig
 from agents.transfer import trained_rules, transferred_policy
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.base import hash_tensors
-from backbones.threads import usable_cores
 from envs.oracles import Plans
 from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.headline import text_of, write_between_markers
-from meta.arguments import parse_pairs, show_log
+from meta.arguments import add_num_threads, parse_pairs, show_log
 
 BEGIN, END = "<!-- transfer: begin -->", "<!-- transfer: end -->"
 LOOKS = 8
@@ -195,7 +194,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--full-steps", type=int, help="timesteps of a long training from scratch (default: none)")
     parser.add_argument("--runs", type=Path, default=Path("logs/transfer"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--write", type=Path, help="page with markers to write the tables into (default: print only)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     args = parser.parse_args(arguments)
     args.seeds = args.seeds or list(range(len(args.sources)))
     if len(args.sources) == 1:

@@ -27,7 +27,7 @@ from eval.plan import Place, Plan
 from eval.tuned import PACKAGED, env_key, read_tuned, write_tuned
 from eval.val_users import ValUsers
 from eval.world import World
-from meta.arguments import add_data_root, parse_pairs, show_log, use_data_root
+from meta.arguments import add_data_root, at_least_one, parse_pairs, show_log, use_data_root
 from meta.prepare import folder_of
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--env", required=True, help="environment id")
     parser.add_argument("--env-kwargs", action="extend", nargs="+", default=[], metavar="NAME:VALUE", help="its arguments")
     parser.add_argument("--methods", help="names, separated by commas (default: all that have something to tune)")
-    parser.add_argument("--trials", type=int, default=12, help="of every method, the defaults included (default: 12)")
+    parser.add_argument("--trials", type=at_least_one, default=12, help="of every method, the defaults included (default: 12)")
     parser.add_argument(
-        "--val-users", type=int, metavar="N", help="only so many for methods that train the backbone (default: all)"
+        "--val-users", type=at_least_one, metavar="N", help="only so many for methods that train the backbone (default: all)"
     )
     parser.add_argument(
         "--space", action="extend", nargs="+", default=[], metavar="NAME:[VALUES]", help="values to try instead of the method's"
     )
     parser.add_argument("--seed", type=int, default=0, help="of users, model and proposals (default: 0)")
     parser.add_argument("--cost-weight", type=float, default=0.1, help="lambda (default: 0.1)")
-    parser.add_argument("--num-threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--num-threads", type=at_least_one, default=1, help="torch threads (default: 1)")
     parser.add_argument(
         "--adopt", metavar="ENV", help="no trials: take over what was found on another environment's val users (for folds)"
     )
@@ -59,9 +59,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=PACKAGED, help="YAML file to add to (default: the harness's own)")
     parser.add_argument("--again", action="store_true", help="also methods that are finished")
     args = parser.parse_args(arguments)
-    for name in ("trials", "val_users", "num_threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if not 0 <= args.cost_weight <= 1:
+        parser.error(f"--cost-weight must be between 0 and 1, got {args.cost_weight:g}.")
     return args
 
 
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     use_data_root(args)
     try:
-        if args.adopt:
+        if args.adopt is not None:
             print(f"taken over from {args.adopt} into {args.out}: {', '.join(adopt(args))}")
             return
         table, failed = tune(args)
@@ -132,7 +131,7 @@ def adopt(args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: for an unknown environment, and if nothing was found there that is not known here.
     """
-    for env in (args.env, args.adopt.split()[0]):
+    for env in (args.env, (args.adopt.split() or [""])[0]):
         known_spec(env)
     found, kinds = read_tuned(args.out), wanted(args.methods)
     key = env_key(args.env, parse_pairs(args.env_kwargs, "--env-kwargs"))

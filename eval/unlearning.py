@@ -26,11 +26,10 @@ from tqdm.auto import tqdm
 
 from agents.bootstrap import paired_difference
 from backbones.artefacts import ArtefactError, cache_key, write_atomically
-from backbones.threads import usable_cores
 from eval.attacks import Success, Values, rmia, success
 from eval.headline import text_of, write_between_markers
 from eval.membership import log_likelihoods
-from meta.arguments import show_log
+from meta.arguments import add_num_threads, show_log
 from meta.inner import MetaInit, adapted_accuracy
 from meta.learned import public_start
 from meta.prepare import folder_of, prepared
@@ -225,7 +224,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--out", type=Path, required=True, help="where results are kept")
     parser.add_argument("--write", type=Path, help="page with this table's markers to write it into")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     return parser.parse_args(arguments)
 
 

@@ -9,7 +9,6 @@ that is an error) and predict once more.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ from eval.methods.feddpa import Likeness
 from eval.methods.readout import Scale, train_readouts
 from eval.plan import BASE, Job, Place, Plan
 from eval.replay import plan_of
+from eval.results import rows_of
 from eval.rows import Measuring, draws, single_thread
+from eval.run_facts import ResultsError
 from meta.arguments import add_data_root, show_log, use_data_root
 
 METHODS = "joint,all_on,feddpa,ppo"
@@ -82,8 +83,12 @@ def table(plan: Plan, found: dict[str, list[Halves]], simulated: bool) -> list[s
             gain = text_of(paired_difference([part[:, half] for part in apart], zeros)) if name != BASE else "-"
             cells += [f"{np.mean([part[:, half].mean() for part in level]):.3f}", gain]
         lines.append(f"| {' | '.join(cells)} |")
+    seeds = {name: sum(map(bool, by_seed)) for name, by_seed in found.items()}
+    fewer = "".join(f" ({name}: the first {count})" for name, count in seeds.items() if count < plan.seeds)
     weight = f", cost weight {plan.cost_weight:g}" if any(plan.method(name).trades for name in found) else ""
-    said = f"`{plan.env}`, seeds 0 to {plan.seeds - 1}{weight}; 95 % bootstrap intervals over users, those that both have."
+    said = (
+        f"`{plan.env}`, seeds 0 to {plan.seeds - 1}{fewer}{weight}; 95 % bootstrap intervals over users, those that both have."
+    )
     return [*lines, "", said]
 
 
@@ -106,14 +111,16 @@ def measured(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def artefacts_of(folder: Path, plan: Plan) -> MadeOf:
-    """What the rows of the folder's tables were made with."""
-    with (folder / "results.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row["shown"]]
-    return {
-        (str(Place(int(row["seed"]), int(row["fold"]) if row["fold"] else None)), row["method"]): row["artefacts"]
-        for row in rows
-        if row["artefacts"] and row["cost_weight"] in ("", repr(plan.cost_weight))
+    """What the rows of the folder's tables were made with. Raises :class:`ResultsError` if there are no such rows."""
+    path = folder / "results.csv"
+    found = {
+        (f"seed{row['seed']}" + (f"-fold{row['fold']}" if row["fold"] else ""), row["method"]): row["artefacts"]
+        for _, row in rows_of(path)
+        if not row["shown"] and row["artefacts"] and row["cost_weight"] in ("", repr(plan.cost_weight))
     }
+    if not found:
+        raise ResultsError(f"{path} has no rows yet; python -m eval.run measures them.")
+    return found
 
 
 def _place(plan: Plan, place: Place, names: Sequence[str], seeds: dict[str, dict[int, Halves]], made_of: MadeOf) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from backbones.pathways import GATES, PLACEMENTS
+from backbones.threads import usable_cores
 
 FLAGS = ("users", "backbone", "placement", "gates", "data", "data_root", "source", "shots", "max_users")
 """Flags that are arguments of the environment under the same names."""
@@ -40,6 +41,20 @@ def use_data_root(args: argparse.Namespace) -> None:
     """For this process and those that it starts, where the folder is no argument of the environment."""
     if args.data_root:
         os.environ["DSA_DATA_ROOT"] = str(args.data_root)
+
+
+def at_least_one(text: str) -> int:
+    """A flag's whole number from 1. Raises ``argparse.ArgumentTypeError``, which the parser reports, for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def add_num_threads(parser: argparse._ActionsContainer) -> None:
+    """Add the flag that says how many threads torch may use."""
+    parser.add_argument(
+        "--num-threads", type=at_least_one, default=usable_cores(), help="torch threads (default: the cores, at most 4)"
+    )
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 from backbones.artefacts import ArtefactError, cache_key, load_artefact
 from backbones.pretrain import AUGMENTATIONS
 from backbones.registry import did_you_mean
-from backbones.threads import usable_cores
 from meta.accountant import Accountant, BudgetError, check_installed
-from meta.arguments import add_flags, given, parse_pairs, show_log
+from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log
 from meta.curves import room_for_curves
 from meta.inner import MetaInit, adapted_accuracy
 from meta.learned import learned_init
@@ -88,7 +87,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of users, backbone and initialisation (default: 0)")
     parser.add_argument("--out", type=Path, default=None, help="artefacts and curves (default: the cache folder)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     return parser.parse_args(arguments)
 
 

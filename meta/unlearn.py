@@ -22,8 +22,7 @@ import torch
 
 from backbones.artefacts import ArtefactError, cache_key, load_artefact, save_artefact
 from backbones.base import hash_tensors
-from backbones.threads import usable_cores
-from meta.arguments import add_flags, given, parse_pairs, show_log
+from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.learned import public_start
 from meta.prepare import folder_of, prepared
@@ -65,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--fresh", type=float, default=defaults.fresh, help="of the way there (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for patch and start (default: beside the initialisation)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     return parser.parse_args(arguments)
 
 

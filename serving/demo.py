@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError
-from backbones.threads import usable_cores
 from envs.rendering import gates_as_text
+from meta.arguments import add_num_threads
 from serving.personaliser import Enrolled, Personaliser
 from users.base import Examples, Population
 
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of answering (default: 5)")
     parser.add_argument("--batch", type=int, default=64, help="inputs per batch (default: 64)")
     parser.add_argument("--slots", type=int, default=1024, help="users in memory at once (default: 1024)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads")
+    add_num_threads(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
     try:

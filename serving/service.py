@@ -26,7 +26,7 @@ except ImportError as error:
 
 import dynamic_sparse_adapters
 from backbones.artefacts import ArtefactError
-from backbones.threads import usable_cores
+from meta.arguments import add_num_threads
 from serving.personaliser import COUNTERS, Enrolled, Personaliser
 from serving.records import PRECISIONS
 from serving.store import LONGEST_ID, DamagedRecordError, StoreBusyError, StoreFullError, UnknownUserError
@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="of stored weights (default: float16)")
     parser.add_argument("--body-megabytes", type=float, default=MEGABYTES, help="of a request at most (default: 8)")
     parser.add_argument("--store-megabytes", type=float, help="of the store at most (default: as many as there are)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads")
+    add_num_threads(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
     settings = {"slots": args.slots, "keep": args.keep, "precision": args.precision, "megabytes": args.store_megabytes}

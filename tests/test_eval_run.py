@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
+import miniatures
 import pytest
 import torch
 from tqdm.auto import tqdm
@@ -179,6 +180,10 @@ def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
         (["--methods", "base, ppo", "--cost-weight", "0.5"], "ppo learns for cost weights up to 0.3, not 0.5"),
         (["--methods", "shuffled", "--cost-weights", "0.1", "0.4"], "shuffled learns for cost weights up to 0.3, not 0.4"),
         (["--methods", "base", "--curve", "all_on"], "the curve's methods must be among the methods"),
+        (["--methods", "base,all_on", "--curve", "al_on"], "Did you mean 'all_on'"),
+        (["--methods", "base,all_on", "--curve", "all_on", "--shown"], "there are no sizes"),
+        (["--methods", "base", "--env-kwargs", "seed:7"], "seed:... would do nothing here: seeds are given by --seeds"),
+        (["--methods", "base", "--env-kwargs", "rounds:2"], "rounds:... would do nothing here"),
         (["--methods", "base", "--shown", "-1"], "must be at least 0"),
         (["--methods", "base,validation_search", "--curve", "validation_search"], "leave it out of --curve"),
     ],
@@ -188,6 +193,50 @@ def test_wrong_arguments_are_refused_before_anything_is_made(more, message, tmp_
     with pytest.raises(SystemExit) as stopped:
         main(arguments(out, *more))
     assert message in str(stopped.value.code) and not out.exists()
+
+
+@pytest.mark.parametrize("pair", ["train_users:many", "two_shifts:[1]", "rank:2.5", "pretrain_epochs:few"])
+def test_values_of_another_type_are_refused(pair, tmp_path):
+    with pytest.raises(SystemExit, match=f"{pair.partition(':')[0]} must be of type (int|float), got"):
+        run(tmp_path, "base", "--env-kwargs", pair)
+
+
+def test_a_fold_that_there_is_not_is_refused_before_any_work(tmp_path):
+    miniatures.popquorn(tmp_path / "data")
+    folds = [
+        "--env",
+        "dsa/PopquornBert-v0",
+        "--methods",
+        "base",
+        "--no-timing",
+        "--shown",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit, match=r"fold 0 to 4, got .* 8"):
+        main([*folds, "--folds", "9", "--data-root", str(tmp_path / "data")])
+
+
+def test_results_are_no_file(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(SystemExit, match="is a file; results are a folder: choose another --out"):
+        run(tmp_path / "out", "base")
+
+
+def test_lines_that_were_cut_are_made_again(tmp_path):
+    run(tmp_path, "base,all_on", "--shown")
+    whole, part = (tmp_path / "results.csv").read_text(), tmp_path / "parts" / "seed0.csv"
+    lines = part.read_text().splitlines()
+    lines[2], lines[5] = lines[2][:30], lines[5] + ",more"
+    part.write_text("\n".join(lines) + "\n")
+    part.with_suffix(".seconds").write_text("")
+    run(tmp_path, "base,all_on", "--shown")
+    assert sorted((tmp_path / "results.csv").read_text().splitlines()) == sorted(whole.splitlines())
+    part.write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(SystemExit, match=r"does not begin with the columns .* Restore its first line"):
+        run(tmp_path, "base,all_on", "--shown")
 
 
 def test_an_unknown_environment_is_refused_with_a_suggestion(tmp_path):
@@ -212,7 +261,7 @@ def test_another_run_does_not_write_into_a_results_folder(done, tmp_path):
         main(["--env", "dsa/Planted-v0", "--out", str(tmp_path / "none"), "--methods", "base", "--workers", "1"])
     run(tmp_path / "none", "base")  # nothing was measured there, so it is nobody's
     (tmp_path / "diary.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="holds files that are no results"):
+    with pytest.raises(SystemExit, match=r"holds files and no plan\.json: it is none of this command"):
         run(tmp_path)
 
 
@@ -418,6 +467,9 @@ def test_replay_names_a_row_that_was_forged_with_its_check(done, tmp_path, capsy
     [
         ({"format": 2, "plan": {"env": ENV}}, "results of format 2, this version has 1"),
         ({"format": 1}, "holds no plan"),
+        ({"format": 1, "plan": []}, "holds no plan"),
+        ({"format": 1, "plan": {"env": ENV, "settings": [1]}}, "holds no plan .settings of another type.* Restore it"),
+        ({"format": 1, "plan": {"env": 5}}, "holds no plan .env of another type"),
         ({"format": 1, "plan": {"env": ENV, "invented": 1}}, "holds no plan"),
     ],
 )
@@ -427,6 +479,32 @@ def test_a_plan_of_another_version_is_refused(tmp_path, plan, said):
         run(tmp_path)
     with pytest.raises(SystemExit, match=said):
         replay.main([str(tmp_path / "results.csv"), "--num-threads", "1"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ({"accuracy": "abc"}, "accuracy is abc, which is no number"),
+        ({"log_likelihood": "nan"}, "log_likelihood is nan, which is no number"),
+        ({"reward": ""}, "reward is -, which is no number"),
+        ({"examples": "many"}, "examples many is now"),
+        ({"calibration": "1:2"}, "calibration 1:2 is now"),
+        ({"seed": "x"}, "the plan has no such place"),
+        ({"seed": "7"}, "the plan has no such place"),
+        ({"method": "al_on"}, "the plan has no such place, method"),
+        ({"shown": "few"}, "the plan has no such place"),
+    ],
+)
+def test_replay_goes_on_past_a_row_that_says_nothing(done, tmp_path, capsys, cells, said):
+    def forge(found):
+        found[8].update(cells)
+        found[8]["check"] = row_check(found[8])
+
+    with pytest.raises(SystemExit, match="1 rows do not hold"):
+        replay.main(copied(done, tmp_path, forge))
+    told = capsys.readouterr().out
+    assert f"does not reproduce: {said}" in told or f"; {said}" in told
+    assert "1 do not reproduce" in told
 
 
 def test_replay_needs_a_results_folder(tmp_path):

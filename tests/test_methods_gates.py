@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,13 @@ def test_gates_of_zero_and_one_are_exactly_the_mask(placement, request):
     expected = world.pathways.logits(shown.batch.frozen, weights, masks)
     assert not torch.equal(expected, world.pathways.logits(shown.batch.frozen, weights, ~masks))
     torch.testing.assert_close(relaxed_logits(world.pathways, shown.batch.frozen, weights, masks.float()), expected)
+
+
+@pytest.mark.parametrize("name", ["hard_concrete", "gumbel"])
+def test_blocks_that_are_run_or_not_are_refused_and_not_tried(name, side_world):
+    blocks = SimpleNamespace(pathways=SimpleNamespace(runs=(1, 2)))
+    assert "cannot be partly on" in make_method(name).refuses(blocks)
+    assert make_method(name).refuses(side_world) is None
 
 
 def test_half_a_gate_is_half_of_what_the_pathway_adds(side_world):

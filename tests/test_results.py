@@ -85,12 +85,12 @@ def test_users_with_commas_and_quotes_in_their_names_are_read(tmp_path):
     [
         (
             lambda lines: lines.__setitem__(3, lines[3].rpartition(",")[0]),
-            r"line 4: it has 22 cells instead of 23\. Remove this line from parts/seed0\.csv",
+            r"line 4: it has 22 cells instead of 23\. The same .* if the line is in parts/seed0\.csv as well, remove it",
         ),
         (lambda lines: lines.__setitem__(3, lines[3].replace(",ok,", ",fine,")), "line 4: status is 'fine'"),
         (
             lambda lines: lines.__setitem__(3, "x" + lines[3][1:]),
-            r"line 4: seed is 'x0?', not a number\. Remove this line from its file in parts/ \(seedN",
+            r"line 4: seed is 'x0?', not a number\. .* if the line is in its file in parts/ \(seedN",
         ),
         (lambda lines: lines.__setitem__(1, lines[1].replace("00000,", "00001002,")), "line 2: mask is '00001002', not 5 bits"),
         (lambda lines: lines.__setitem__(1, lines[1].replace("0:0.0:0;", "0:0;", 1)), "line 2: calibration is"),
@@ -137,6 +137,28 @@ def test_a_spoiled_run_json_is_named(folder, text, said):
         read_results(folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("cost_weights", None), ("pathways", 3), ("shown", None), ("cost_weight", "a lot"), ("seeds", "two"), ("classes", True)],
+)
+def test_facts_of_another_type_are_named(folder, field, value):
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {field: value}))
+    with pytest.raises(ResultsError, match=f"run.json: {field} cannot be what python -m eval.run wrote.* Run python -m eval"):
+        read_results(folder)
+    run["methods"]["base"]["scope"] = 5
+    (folder / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ResultsError, match="scope of base cannot be"):
+        read_results(folder)
+
+
+@pytest.mark.parametrize("timing", [{"a": 1}, {"methods": 3}, {"methods": {"base": 3}}, {"methods": {}, "later": {}}, []])
+def test_a_spoiled_timing_is_named(folder, timing):
+    (folder / "timing.json").write_text(json.dumps(timing))
+    with pytest.raises(ResultsError, match=r"timing\.json .* Remove it: python -m eval\.run --timing measures again"):
+        read_results(folder)
+
+
 def test_missing_rows_are_named(folder):
     (folder / "results.csv").unlink()
     with pytest.raises(ResultsError, match=r"results\.csv is missing; python -m eval\.run writes it"):
@@ -146,7 +168,7 @@ def test_missing_rows_are_named(folder):
 def test_a_malformed_row_of_a_fold_is_in_the_part_of_the_fold(tmp_path):
     write_results(tmp_path, FEW, users=3, seeds=2, folds=3)
     edited(tmp_path, lambda lines: lines.__setitem__(-1, lines[-1].replace(",ok,", ",fine,")))
-    with pytest.raises(ResultsError, match=r"status is 'fine'.* Remove this line from parts/seed1-fold2\.csv"):
+    with pytest.raises(ResultsError, match=r"status is 'fine'.* if the line is in parts/seed1-fold2\.csv"):
         read_results(tmp_path)
 
 

@@ -431,7 +431,17 @@ def test_bad_input_is_refused_with_a_cure(more, reason):
 @pytest.mark.parametrize("flag", ["--trials", "--val-users"])
 def test_less_than_one_is_refused(flag, capsys):
     assert refused("--env", ENV, flag, 0) == "2"
-    assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err
+    assert f"{flag}: must be a whole number from 1, got '0'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weight", ["-3", "1.1", "nan"])
+def test_a_cost_weight_that_is_no_price_is_refused(weight, capsys):
+    assert refused("--env", ENV, "--cost-weight", weight) == "2"
+    assert "--cost-weight must be between 0 and 1, got" in capsys.readouterr().err
+
+
+def test_nothing_is_adopted_from_an_environment_without_a_name():
+    assert "Known: dsa/" in refused("--env", ENV, "--adopt", "")
 
 
 def test_without_optuna_the_cure_is_named(monkeypatch):

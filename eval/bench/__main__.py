@@ -21,12 +21,12 @@ import torch
 
 from agents.run import RunConfig
 from backbones.artefacts import ArtefactError, write_atomically
-from backbones.threads import usable_cores
 from eval.bench.clock import machine
 from eval.bench.masks import masks_table, measure_masks
 from eval.bench.private import measure_private, private_table
 from eval.bench.scale import measure_scale, scale_table
 from eval.headline import page_with_markers, write_between_markers
+from meta.arguments import add_num_threads
 
 SECTIONS = ("env", "masks", "scale", "serving", "private")
 
@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stored", type=Path, help="serving: a run whose users are stored")
     parser.add_argument("--changed", type=Path, help="serving: a run whose users' shifts change")
     parser.add_argument("--users", type=int, default=1_000_000, help="serving: in the largest store (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="torch threads (default: the cores, at most 4)")
+    add_num_threads(parser)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--write", type=Path, help="page with the section's markers to write the tables into")
     return parser.parse_args(arguments)

@@ -51,8 +51,8 @@ _register("cotrained", cotrained="CoTrainedGating", cotrained_static="CoTrainedS
 
 
 def split_names(text: str) -> list[str]:
-    """``"a, b,a"`` as ``["a", "b"]``."""
-    return [*dict.fromkeys(name.strip() for name in text.split(","))]
+    """``"a, b,a,"`` as ``["a", "b"]``."""
+    return [*dict.fromkeys(name.strip() for name in text.split(",") if name.strip())]
 
 
 def method_class(name: str) -> type[Method]:

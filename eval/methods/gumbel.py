@@ -15,7 +15,7 @@ from backbones.pathways import Weights
 from eval.group import Group
 from eval.methods.base import Fitted
 from eval.methods.pathway import Chooser
-from eval.methods.relaxed import relaxed_logits
+from eval.methods.relaxed import no_relaxation, relaxed_logits
 from eval.world import World
 from meta.inner import stacked, user_loss
 
@@ -57,6 +57,10 @@ class Gumbel(Chooser):
     rate: float = 0.3
     penalty: float = 1.0
     temperature: float = 1.0
+
+    def refuses(self, world: World) -> str | None:
+        """See :meth:`Method.refuses`."""
+        return no_relaxation(world.pathways)
 
     def tries(self, world: World) -> int:
         """Two halves' gradients are one of the whole support; a step takes one for the adapters and one for the switches."""

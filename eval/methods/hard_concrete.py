@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from eval.group import Group
 from eval.methods.base import Fitted
 from eval.methods.pathway import Chooser
-from eval.methods.relaxed import relaxed_logits
+from eval.methods.relaxed import no_relaxation, relaxed_logits
 from eval.world import World
 from meta.inner import adapt, user_loss
 
@@ -54,7 +54,8 @@ class HardConcrete(Chooser):
     Kept: the distribution and its constants, the expected cost by the closed form of P(gate > 0), gates open or closed by the
     form without noise. Changed: a gate is a pathway, not a weight, and counts by its cost; adapters are not trained along but
     adapted afresh, in every step for a few train users with the pathways sampled open, and count as constants (first order);
-    what is descended on is the loss on these users' validation examples, which adapting has not seen. Accuracy is what is
+    what is descended on is the loss on these users' validation examples, which adapting has not seen (no gradient of ours
+    sees validation examples; this one's does, in the rival's favour: they are what gates are for). Accuracy is what is
     rewarded, but only the loss can be differentiated: what a unit of reward is worth in loss is a hyperparameter, and
     masks learned at :data:`EXCHANGE` times it are chosen between by val users' query reward.
 
@@ -76,6 +77,10 @@ class HardConcrete(Chooser):
     rate: float = 0.1
     steps: int = 100
     users: int = 8
+
+    def refuses(self, world: World) -> str | None:
+        """See :meth:`Method.refuses`."""
+        return no_relaxation(world.pathways)
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`. Facts: the ``penalty`` chosen, and val users' query reward."""

@@ -9,6 +9,13 @@ from torch import Tensor
 from backbones.pathways import Frozen, Pathways, Weights, population_logits
 
 
+def no_relaxation(pathways: Pathways) -> str | None:
+    """Why gates of these pathways cannot be relaxed; None: they can."""
+    if not pathways.runs:
+        return None
+    return "gates of blocks (gates='skip') cannot be partly on: leave out the methods that relax gates, or choose other gates."
+
+
 def relaxed_logits(pathways: Pathways, frozen: Frozen, weights: Weights, gates: Tensor) -> Tensor:
     """Logits ``[U, N, C]`` with gates between 0 and 1, differentiable with respect to them.
 
@@ -25,10 +32,8 @@ def relaxed_logits(pathways: Pathways, frozen: Frozen, weights: Weights, gates: 
     Raises:
         ValueError: for gates of blocks, which are run or not.
     """
-    if pathways.runs:
-        raise ValueError(
-            "gates of blocks (gates='skip') cannot be partly on: leave out the methods that relax gates, or choose other gates."
-        )
+    if reason := no_relaxation(pathways):
+        raise ValueError(reason)
     outputs, scaled = pathways.outputs, dict(weights)
     for p, keys in pathways.keys.items():
         for key in outputs.intersection(keys):

@@ -88,12 +88,13 @@ class Importance(Thresholded):
     Everything is trained for a little (here: the inner loop with every pathway on), then the unimportant is dropped and the
     rest is trained from the start. Kept: that order, and both scores. Not kept: scores are taken at the end of the inner loop
     instead of averaged over the last half of hundreds of steps; whole pathways go, no ranks within them, and nothing of
-    the frozen model; a share is not given, but a threshold chosen on val users.
+    the frozen model; a share is not given, but a threshold chosen on val users. Changed: theirs of ranks takes the absolute
+    value of a matrix's mean, in which large changes cancel; here it is taken of every parameter's.
 
     Attributes:
         score: ``relative_change``, their score of modules: mean ``||delta|| / ||h||`` over the support examples; or
-            ``first_order``, that of ranks: mean ``|w * gradient|`` over the pathway's parameters (a mean, as there, because
-            costs go by parameters as well). At the meta-initialisation both say little: of a neutral start every output is
+            ``first_order``, after that of ranks: mean ``|w * gradient|`` over the pathway's parameters (a mean, as there,
+            because costs go by parameters as well). At the meta-initialisation both say little: of a neutral start every output is
             zero, and so are both scores.
 
     Raises:
