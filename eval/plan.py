@@ -20,7 +20,6 @@ RESTORE = "Restore it (run.json names the command), or measure into a new folder
 INSTEAD = {
     "seed": "seeds are given by --seeds, and all from 0 are measured",
     "rounds": "every method decides once (python -m eval.rounds compares one decision with several)",
-    "layerwise": "masks are decided at once",
 }
 """Arguments of environments that the harness does not take, and why."""
 

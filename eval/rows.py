@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import getsource
 from sys import modules
@@ -54,11 +54,13 @@ class Measuring:
 
     Attributes:
         plan: what is measured. place: the seed and fold. scenario: built for it, with its test users.
+        smaller: methods that found too little memory, and how many users they were measured on at once in the end.
     """
 
     plan: Plan
     place: Place
     scenario: Scenario
+    smaller: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def world(self) -> World:
@@ -198,6 +200,7 @@ class Measuring:
         except FAILURES as error:
             if len(users) > 1:
                 if out_of_memory(error):
+                    self.smaller[job.method] = min(len(users) // 2, self.smaller.get(job.method, len(users)))
                     LOG.warning(
                         "%s: %d users at once need too much memory; going on with half as many.", job.method, len(users)
                     )

@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,8 +33,9 @@ from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
 from eval.rows import Measuring, single_thread
+from eval.run_facts import read_json
 from eval.timing import time_methods
-from eval.tuned import entry_for, name_alone, settings_for
+from eval.tuned import borrowed, entry_for, name_alone, settings_for, tuning
 from eval.world import PLACES, code_hash
 from meta.arguments import add_data_root, at_least_one, parse_pairs, show_log, use_data_root
 
@@ -100,6 +101,13 @@ def read_plan(args: argparse.Namespace) -> Plan:
     names = split_names(args.methods) if args.methods else list(METHODS)
     names = [BASE, *(name for name in names if name != BASE)]
     kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
+    if others := borrowed(args.env, kwargs, names):
+        LOG.info(
+            "hyperparameters found in %s without these arguments: %s (%s finds others)",
+            args.env,
+            ", ".join(others),
+            tuning(args.env, kwargs),
+        )
     usual = [name for name in CURVE if name in names] if args.shown else []
     return Plan(
         env=args.env,
@@ -186,6 +194,7 @@ def measure_place(plan: Plan, place: Place, folder: Path, tell: Callable[[], Any
         "costs": pathways.costs.alone.tolist(),
         "counts": measuring.scenario.counts,
         "refused": refused,
+        "smaller": measuring.smaller,
         "notes": list(measuring.scenario.notes),
     }
 
@@ -194,21 +203,30 @@ def measure_all(plan: Plan, folder: Path, workers: int, total: int) -> dict[str,
     """Every place, ``workers`` at a time, with a bar over ``total`` rows or so; facts for ``run.json``."""
     with tqdm(desc=f"rows of {plan.env}", unit="row", initial=count_rows(folder), total=total) as bar:
         if workers == 1:
-            found = [measure_place(plan, place, folder, bar.update) for place in plan.places]
-            return found[0]
+            return joined(measure_place(plan, place, folder, bar.update) for place in plan.places)
         with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker) as pool:
             left: set[Future] = {pool.submit(measure_place, plan, place, folder) for place in plan.places}
-            facts = {}
+            facts = []
             try:
                 while left:
                     done, left = wait(left, timeout=2, return_when=FIRST_COMPLETED)
                     bar.update(count_rows(folder) - bar.n)
                     for future in done:
-                        facts = future.result()  # raises what the process raised
+                        facts.append(future.result())  # raises what the process raised
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)  # places that have not begun do not begin any more
                 raise
-            return facts
+            return joined(facts)
+
+
+def joined(places: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Facts of a run from those of its places: what differs between them is how small batches had to be."""
+    found = [*places]
+    smaller: dict[str, int] = {}
+    for place in found:
+        for name, users in place["smaller"].items():
+            smaller[name] = min(users, smaller.get(name, users))
+    return {**found[0], "smaller": smaller}
 
 
 def say_expected(plan: Plan, done: int) -> int:
@@ -293,6 +311,8 @@ def command_of(plan: Plan) -> str:
 def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
     """Measure what is missing, put the rows together and write the reports; how many rows failed."""
     facts = measure_all(plan, folder, workers, say_expected(plan, count_rows(folder)))
+    if (folder / "run.json").exists():  # of earlier calls, whose rows are kept
+        facts["smaller"] = {**read_json(folder / "run.json").get("smaller", {}), **facts["smaller"]}
     failed = put_together(folder)
     body = {
         "format": FORMAT,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class RunFacts:
             :data:`backbones.costs.COSTS`; None where a run of before does not say.
         shown: sizes of the support-size curve. few_shown: those of methods that train through a text backbone.
         methods: by name. refused: methods that have no meaning here, and why. command: that made the rows. seconds: of one
-            core. choosers: environments whose val users chose hyperparameters and are no test users here.
+            core. choosers: environments whose val users chose hyperparameters and are no test users here. smaller: methods that
+            found too little memory, and how many users they were measured on at once instead.
     """
 
     version: str
@@ -64,6 +65,7 @@ class RunFacts:
     seconds: float
     counts: str | None = None
     choosers: Sequence[str] = ()
+    smaller: Mapping[str, int] = field(default_factory=dict)
 
 
 AGAIN = "Run python -m eval.run again."
@@ -98,19 +100,20 @@ def read_run(folder: Path) -> RunFacts:
             f"{found.get('version', 'unknown')} of the package; this one reads format {FORMAT}. Read it with that version, or "
             "run python -m eval.run into a new folder."
         )
-    missing = [field.name for field in fields(RunFacts) if field.name not in found and field.default is MISSING]
+    needed = [one.name for one in fields(RunFacts) if one.default is MISSING and one.default_factory is MISSING]
+    missing = [name for name in needed if name not in found]
     if missing:
         raise ResultsError(f"{path} lacks {', '.join(missing)}; was it edited? {AGAIN}")
-    facts = {field.name: found[field.name] for field in fields(RunFacts) if field.name in found}
+    facts = {one.name: found[one.name] for one in fields(RunFacts) if one.name in found}
     if facts.get("counts") not in (None, *COSTS):
         raise ResultsError(f"{path}: costs go by {', '.join(COSTS)}, not {facts['counts']!r}. {AGAIN}")
-    names = [field.name for field in fields(MethodFacts)]
+    names = [one.name for one in fields(MethodFacts)]
     try:
         facts["methods"] = {name: MethodFacts(**{key: said[key] for key in names}) for name, said in found["methods"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: every method needs {', '.join(names)} ({error!r}). {AGAIN}") from error
     wrong = misfits(RunFacts, facts) + [
-        f"{field} of {name}" for name, method in facts["methods"].items() for field in misfits(MethodFacts, vars(method))
+        f"{fact} of {name}" for name, method in facts["methods"].items() for fact in misfits(MethodFacts, vars(method))
     ]
     if wrong:
         raise ResultsError(f"{path}: {', '.join(wrong)} cannot be what python -m eval.run wrote; was it edited? {AGAIN}")

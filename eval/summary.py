@@ -65,6 +65,7 @@ def summarise(results: Results) -> dict[str, Any]:
         "shown": [size for size in _sizes(panel) if any(str(size) in one["curve"] for one in methods.values())],
         "subject": SUBJECT if methods.get(SUBJECT, {}).get("users") else None,
         "refused": dict(run.refused),
+        "smaller": dict(run.smaller),
         "gain_edges": edges.tolist(),
         "methods": methods,
         "timing": results.timing,

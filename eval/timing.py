@@ -116,7 +116,7 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
     place = plan.places[0]
     measuring = Measuring(plan, place, plan.scenario(place))
     if known.get("tokens") != tokens(measuring):
-        known = {**how, "tokens": tokens(measuring), "methods": {}}
+        known = {**how, "loaded": LOADED, "tokens": tokens(measuring), "methods": {}}
     there = known["methods"]
     missing = [name for name in plan.methods if name not in there and not plan.method(name).refuses(measuring.world)]
     if not missing:

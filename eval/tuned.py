@@ -4,7 +4,7 @@
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import lru_cache
 from importlib.resources import files
@@ -93,6 +93,12 @@ def entry_for(env: str, kwargs: Mapping[str, Any], method: str, file: Path = PAC
         if method in found.get(key, {}):
             return found[key][method]
     return None
+
+
+def borrowed(env: str, kwargs: Mapping[str, Any], methods: Iterable[str], file: Path = PACKAGED) -> list[str]:
+    """Those of some methods whose settings were found in the environment with other arguments than these."""
+    found, key = read_tuned(file), env_key(env, kwargs)
+    return [name for name in methods if key != env and name in found.get(env, {}) and name not in found.get(key, {})]
 
 
 def tuning(env: str, kwargs: Mapping[str, Any]) -> str:

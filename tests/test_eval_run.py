@@ -168,6 +168,11 @@ def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
         run(tmp_path, "base,brittle")
     assert Brittle.calls[0] == 6 and max(Brittle.calls[1:]) == 3
     assert "6 users at once need too much memory; going on with half as many" in caplog.text
+    said = "too little memory: measured as few as 1 at a time"
+    assert said in (tmp_path / "results.md").read_text()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "base,brittle")  # the one user who fails, alone: the others' rows stay, and so does how they were made
+    assert said in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize(

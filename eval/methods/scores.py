@@ -94,8 +94,8 @@ class Importance(Thresholded):
     Attributes:
         score: ``relative_change``, their score of modules: mean ``||delta|| / ||h||`` over the support examples; or
             ``first_order``, after that of ranks: mean ``|w * gradient|`` over the pathway's parameters (a mean, as there,
-            because costs go by parameters as well). At the meta-initialisation both say little: of a neutral start every output is
-            zero, and so are both scores.
+            because costs go by parameters as well). At the meta-initialisation both say little: of a neutral start every
+            output is zero, and so are both scores.
 
     Raises:
         ValueError: for an unknown score, with a suggestion.

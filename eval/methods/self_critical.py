@@ -43,7 +43,8 @@ class SelfCritical(Chooser):
         rate: of Adam. batch: users per step. hidden: width of the hidden layers.
         initial_logit: where the logits start; below zero, with few pathways on.
         bound: alpha of the paper.
-        timesteps: masks to sample; None: PPO's number for the environment.
+        timesteps: masks to sample; None: PPO's number for the environment (so there is no ``length`` of its own that trials
+            could be judged at a fifth of).
     """
 
     scope = "mask per user, amortised"

@@ -182,6 +182,12 @@ def timing_table(summary: Summary) -> Table:
         "Median (quartiles) of runs in turn, on the machine that wrote the folder: "
         f"{timing.get('threads', '?')} thread(s), {timing.get('repeats', '?')} repeats, {timing.get('users', '?')} users."
     )
+    note += " Fitting: without what other methods had made before (the policy, a co-training)."
+    if loaded := timing.get("loaded"):
+        note += (
+            f" Batches of {timing['users']} different users: of methods that train through the backbone {loaded} users' "
+            "weights are loaded in turn; where there are fewer test users, they repeat."
+        )
     if timing.get("tokens"):
         note += f" Texts that are predicted have {timing['tokens']} tokens each."
     if half := [name for name in cells if summary["methods"][name]["settings"].get("low_precision")]:
@@ -213,5 +219,9 @@ def failure_table(summary: Summary) -> Table:
             users = ", ".join(one["users"]) + (f" and {more} more" if more else "")
             lines.append(Line([name, one["reason"], str(one["rows"]), users]))
     lines += [Line([name, f"left out: {reason}", NONE, NONE]) for name, reason in summary["refused"].items()]
+    for name, users in summary["smaller"].items():
+        lines.append(
+            Line([name, f"too little memory: measured as few as {users} at a time, with the same results", NONE, NONE])
+        )
     note = "Rows that failed are left out of all means; comparisons use the users whom both methods have."
     return Table("What did not run", ["method", "reason", "rows", "users"], lines, note)

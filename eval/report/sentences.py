@@ -26,9 +26,9 @@ def lead(summary: Summary) -> str:
         f"{code(summary['env'])} ({code(summary['population'])}): {seeds} seed{'s' * (seeds > 1)}, {users} test users"
         f"{' in all' * bool(summary['simulated'] and seeds > 1)}{folds}; {unit}. Paired differences with 95 % bootstrap "
         "intervals, one by one; verdicts (above, below, no difference shown) are corrected for the number of comparisons "
-        "(sign-flip tests, of hypervolumes and at equal cost by bootstrap; Holm over the methods of a column, rewards over all "
-        "cost weights too) "
-        f"and hold together with 95 %. Methods with fewer users or seeds are compared on those.{_choosers(summary)} Made by "
+        "(sign-flip tests, of hypervolumes and at equal cost by bootstrap with Student's tails; Holm over the methods of a "
+        "column, rewards over all cost weights too); those of a column hold together with 95 %. Methods with fewer users or "
+        f"seeds are compared on those.{_choosers(summary)} Made by "
         f"{code(summary['command'])}, in {_duration(summary['seconds'])} of one core."
     )
 
