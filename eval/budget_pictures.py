@@ -89,7 +89,7 @@ def _figure() -> tuple[Any, Any]:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise ValueError("the pictures need matplotlib: pip install 'dynamic-sparse-adapters[plot]'") from error
+        raise ValueError("the pictures need matplotlib: pip install -e '.[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

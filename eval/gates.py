@@ -43,7 +43,7 @@ def draw(rates: dict[str, tuple[int, NDArray[np.float64]]], pathways: list[str],
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise ValueError("the picture needs matplotlib: pip install 'dynamic-sparse-adapters[plot]'") from error
+        raise ValueError("the picture needs matplotlib: pip install -e '.[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

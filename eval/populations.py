@@ -181,10 +181,12 @@ def against_rival(one: Measured) -> str:
 def report(found: Sequence[Measured], seeds: int, command: str) -> str:
     """The whole text between the markers."""
     lead = (
-        f"{seeds} seeds; accuracy on query examples of test users, averaged over a user's seeds; 95 % paired bootstrap "
-        "intervals over users (what training varies by is in them only as far as the seeds average it). `masks`: distinct ones "
+        f"{seeds} seeds, adapters without shrinkage of few examples (`--env-kwargs shrink:false`; with it, over five seeds: "
+        "[docs/results.md](docs/results.md)); accuracy on query examples of test users, averaged over a user's seeds; 95 % "
+        "paired bootstrap intervals over users (what training varies by is in them only as far as the seeds average it). "
+        "`masks`: distinct ones "
         "per run; `s per user`: from raw support examples to adapted weights, one user at a time on the CPU; the last column "
-        "on validation examples (more than three points apart would be a defect). "
+        "on validation examples (train users more than three points above val users would be a defect). "
         f"Written by `{command}`."
     )
     return "\n\n".join([lead, "\n".join(accuracies(found)), "\n".join(policies(found))])

@@ -71,7 +71,7 @@ class Attacked:
     def __init__(self, run: Path, references: int) -> None:
         config = RunConfig.load(run)
         _, kwargs = config.scenario_arguments()
-        tensors, said = load_artefact(Path(kwargs.get("init") or run / "no-init"), KIND)
+        tensors, said = load_artefact(Path(kwargs["init"]), KIND) if kwargs.get("init") else ({}, {})
         if "privacy" not in said:
             raise ValueError(f"the initialisation of {run} was not learned in private; attack a run of agents.train_private.")
         unusual = [name for name in UNUSUAL if name in kwargs]

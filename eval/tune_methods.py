@@ -94,7 +94,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         ImportError: without Optuna, or what a method needs that was asked for by name.
     """
     if find_spec("optuna") is None:
-        raise ImportError("tuning needs Optuna: pip install 'dynamic-sparse-adapters[tune]'")
+        raise ImportError("tuning needs Optuna: pip install -e '.[tune]'")
     kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
     kinds = wanted(args.methods)
     key, table, failed = env_key(args.env, kwargs), [], []

@@ -180,7 +180,7 @@ def _composed(account: Any, rounds: Mapping[Round, int], delta: float) -> float:
 def check_installed() -> None:
     """Raise ``ImportError`` with the cure unless dp-accounting is there."""
     if find_spec("dp_accounting") is None:
-        raise ImportError('private training needs dp-accounting: pip install "dynamic-sparse-adapters[privacy]".')
+        raise ImportError("private training needs dp-accounting: pip install -e '.[privacy]'.")
 
 
 def noise_for(

@@ -22,7 +22,7 @@ try:
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
-    raise ImportError(f"{error.name} is missing: the service needs `pip install 'dynamic-sparse-adapters[serve]'`.") from error
+    raise ImportError(f"{error.name} is missing: the service needs `pip install -e '.[serve]'`.") from error
 
 import dynamic_sparse_adapters
 from backbones.artefacts import ArtefactError

@@ -446,7 +446,7 @@ def test_nothing_is_adopted_from_an_environment_without_a_name():
 
 def test_without_optuna_the_cure_is_named(monkeypatch):
     monkeypatch.setattr(tune_methods, "find_spec", lambda name: None if name == "optuna" else find_spec(name))
-    assert "pip install 'dynamic-sparse-adapters[tune]'" in refused("--env", ENV)
+    assert "pip install -e '.[tune]'" in refused("--env", ENV)
     assert "eval.tuning" in sys.modules
 
 

@@ -14,7 +14,7 @@ from users.batch import Batch
 WIDTH = 32
 """E, the width of a user embedding, whatever the population or the backbone."""
 CLIP = 5.0
-"""Embeddings are clipped to +- this many standard deviations of train users."""
+"""Embeddings are clipped to +- this many standard deviations of the users it was fitted on."""
 
 
 PARTS = ("features", "labels", "predictions", "prototypes", "scores")
@@ -92,11 +92,12 @@ class UserEmbedder:
     The first component has unit variance; the others keep theirs relative to it, because blowing up the small ones, which
     are mostly noise, makes policies learn train users by heart.
 
-    Built by :meth:`fit` on train users only; narrower raw facts or fewer users leave trailing components zero.
+    Built by :meth:`fit` on the users of one split (``observed_on``: train, or val alone); narrower raw facts or fewer users
+    leave trailing components zero.
 
     Attributes:
         model: the frozen population model.
-        mean, scale: of the raw facts over train users.
+        mean, scale: of the raw facts over these users.
         axes: ``[D, 28]`` principal directions, scaled so that the first component has unit variance.
         score_mean, score_scale: of the 4 scores.
         parts: what it is made of, names from :data:`PARTS`.
@@ -112,7 +113,7 @@ class UserEmbedder:
 
     @staticmethod
     def fit(model: PopulationModel, support: Batch, parts: Sequence[str] = DEFAULT) -> "UserEmbedder":
-        """Fit on the support sets of train users."""
+        """Fit on the support sets of train users, or whom ``observed_on`` names."""
         described, scores = support_features(model, support, parts)
         mean, scale = described.mean(0), described.std(0, correction=0).clamp_min(1e-6)
         _, singular, right = torch.linalg.svd((described - mean) / scale, full_matrices=False)

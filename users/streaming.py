@@ -137,7 +137,7 @@ class ParquetSource(Source):
             import pyarrow
             import pyarrow.parquet
         except ImportError as error:
-            cure = "pip install 'dynamic-sparse-adapters[parquet]', or save the table as .csv"
+            cure = "pip install -e '.[parquet]', or save the table as .csv"
             raise ImportError(f"{self.path} is Parquet, which takes pyarrow to read: {cure}.") from error
         return pyarrow
 

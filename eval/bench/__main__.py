@@ -64,7 +64,7 @@ def measured_serving(args: argparse.Namespace) -> tuple[Any, str]:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if find_spec("peft") is None:
-        raise ImportError("its rivals need PEFT: pip install 'dynamic-sparse-adapters[bench]'.")
+        raise ImportError("its rivals need PEFT: pip install -e '.[bench]'.")
     from eval.bench.changed import changed_table, measure_changed
     from eval.bench.exits import exits_table, measure_exits
     from eval.bench.exits_pooled import pooled, pooled_table
@@ -121,7 +121,7 @@ def measured(args: argparse.Namespace) -> tuple[Any, str]:
         rows = measure_scale()
         return rows, f"{machine()}.\n\n{scale_table(rows)}"
     if find_spec("peft") is None:
-        raise ImportError("the usual way needs PEFT: pip install 'dynamic-sparse-adapters[bench]'.")
+        raise ImportError("the usual way needs PEFT: pip install -e '.[bench]'.")
     from eval.bench.env import measure_envs
     from eval.bench.env_table import env_table
 

@@ -70,8 +70,7 @@ def method_class(name: str) -> type[Method]:
     for distribution in kind.needs:
         if find_spec(distribution) is None:
             raise ModuleNotFoundError(
-                f"the method {name!r} needs {distribution}: pip install 'dynamic-sparse-adapters[eval]', or leave it out "
-                "with --methods."
+                f"the method {name!r} needs {distribution}: pip install -e '.[eval]', or leave it out with --methods."
             )
     return kind
 

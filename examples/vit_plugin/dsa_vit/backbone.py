@@ -15,8 +15,6 @@ from torchvision.models.vision_transformer import EncoderBlock
 from backbones.base import Backbone, Hidden, PopulationModel
 from backbones.images import as_images, normalised
 
-"""Of ImageNet's colours, by which the official weights' images were normalised."""
-
 
 class ViT(Backbone):
     """A frozen vision transformer. Hidden states are ``[N, L, W]``: the class token, then the patches.
