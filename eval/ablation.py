@@ -13,7 +13,7 @@ import numpy as np
 
 from agents.checkpoint import POLICY
 from backbones.artefacts import load_artefact
-from eval.headline import finished, write_between_markers
+from eval.headline import FURTHER, finished, write_between_markers
 from users.embedding import DEFAULT, PARTS
 
 BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
@@ -33,7 +33,7 @@ def kept_reward(folder: Path) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.ablation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eval.ablation", description=__doc__, epilog=FURTHER)
     parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: %(default)s)")
     parser.add_argument("--cost-weight", type=float, default=0.1, help="(default: %(default)s)")

@@ -29,7 +29,7 @@ from eval.adaptations import spending
 from eval.budget_pictures import draw_front, draw_spending
 from eval.budget_report import RANGE, SPENDING_WEIGHT, Measured, report, search_curves
 from eval.fronts import WEIGHTS, for_everybody, measured, random_points, static_masks
-from eval.headline import finished, write_between_markers
+from eval.headline import FURTHER, finished, write_between_markers
 from eval.pareto import Points, mean_points, simultaneous_band
 from meta.arguments import add_num_threads
 
@@ -164,7 +164,7 @@ def _command(args: argparse.Namespace, extra: Sequence[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.budgets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eval.budgets", description=__doc__, epilog=FURTHER)
     parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("logs/headline"), help="folder of the runs (default: %(default)s)")

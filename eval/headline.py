@@ -24,6 +24,7 @@ from agents.train_ppo import main as train_ppo
 from agents.train_ppo import parse, read_settings
 from backbones.artefacts import write_atomically
 
+FURTHER = "Further flags (-P, -n, --env-kwargs, --num-threads, ...) go on to agents.train_ppo, whose --help lists them."
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Run = dict[str, dict[str, NDArray[np.float64]]]
 """Per method the columns of ``users.csv`` that are numbers, ``[U]`` each."""
@@ -176,7 +177,7 @@ def write_between_markers(path: Path, text: str, begin: str = BEGIN, end: str = 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.headline", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eval.headline", description=__doc__, epilog=FURTHER)
     parser.add_argument("--env", default="dsa/DigitsResNet-v0", help="environment id (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: %(default)s)")
     parser.add_argument("--cost-weights", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="(default: .05 .1 .2)")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agents.bootstrap import Interval, paired_difference
 from backbones.artefacts import ArtefactError
 from envs.local_release import DELTA
-from eval.headline import across, finished, read_run, text_of, write_between_markers
+from eval.headline import FURTHER, across, finished, read_run, text_of, write_between_markers
 
 BEGIN, END = "<!-- local privacy -->", "<!-- end of local privacy -->"
 OPEN = float("inf")
@@ -103,7 +103,10 @@ def _mean(each: list[NDArray[np.float64]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m eval.local_privacy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m eval.local_privacy",
+        description=__doc__,
+        epilog=FURTHER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--env", default="dsa/Tabular-v0", help="environment id (default: %(default)s)")
     parser.add_argument(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bootstrap import Interval, paired_difference
-from eval.headline import Run, finished, read_run, text_of, write_between_markers
+from eval.headline import FURTHER, Run, finished, read_run, text_of, write_between_markers
 
 BEGIN, END = "<!-- populations: begin -->", "<!-- populations: end -->"
 
@@ -194,7 +194,7 @@ def report(found: Sequence[Measured], seeds: int, command: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.populations", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eval.populations", description=__doc__, epilog=FURTHER)
     parser.add_argument("names", nargs="*", default=list(ROWS), help=f"which of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: %(default)s)")
     parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: $DSA_DATA_ROOT)")
