@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 COSTS = ("parameters", "flops", "latency")
-"""Cost models by name: personal parameters switched on; or everything that runs, in operations (two per multiply-add) or in ms."""
+"""Cost models by name: personal parameters switched on; or all that runs, in operations (two per multiply-add) or in ms."""
 
 
 @dataclass(frozen=True)
