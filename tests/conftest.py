@@ -1,6 +1,7 @@
-"""What all tests share: no network, one thread, no file outside pytest's own folders, and two small models."""
+"""What all tests share: no network, one thread, no file outside pytest's own folders, small models, and small data."""
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -9,6 +10,7 @@ import miniatures
 import pytest
 import torch
 import worlds
+from populations import write_all
 
 import envs
 from backbones.pathways import make_pathways
@@ -79,6 +81,24 @@ def real_data(tmp_path_factory):
         for env_id in ("dsa/PopquornBert-v0", "dsa/JesterBert-v0"):
             patch.setitem(envs.MINIATURES, env_id, envs.MINIATURES[env_id] | text)
         yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data root with every miniature; not to be changed."""
+    return write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def raw_root(tmp_path_factory):
+    """The same judgements as the authors' one table."""
+    return miniatures.popquorn_raw(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    """A copy of ``root`` to be changed."""
+    return shutil.copytree(root, tmp_path / "copy")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,346 @@
+"""Files of real people that are missing, damaged or wrong: the message names the file, and the line where there is one."""
+
+import gzip
+import io
+import json
+import re
+
+import miniatures
+import numpy as np
+import pytest
+from populations import (
+    FOLDER,
+    LOADERS,
+    NEW_COMMENTS,
+    edit_csv,
+    edit_npz,
+    read_csv,
+    split_by_file,
+    splits_of,
+    write_all,
+    write_csv,
+)
+
+from users.files import arrays_of
+from users.jester import jester
+from users.omniglot import omniglot
+from users.popquorn import popquorn
+from users.unipen import unipen
+
+EVERY = LOADERS | {"omniglot": omniglot}
+FILES = {
+    "unipen": ("unipen_chars.npz", "users.csv", "meta.json"),
+    "jester": ("items.csv.gz", "labels.csv.gz", "users.csv"),
+    "annotators": ("items.csv.gz", "labels.csv.gz", "users.csv"),
+    "omniglot": ("omniglot28.npz",),
+}
+ONE_FILE = [(name, file) for name, files in FILES.items() for file in files]
+TABLES = [(name, file) for name, file in ONE_FILE if "csv" in file]
+ARCHIVES = [("unipen", "unipen_chars.npz"), ("omniglot", "omniglot28.npz")]
+
+
+def file_of(root, name, file):
+    return root / (FOLDER | {"omniglot": "omniglot28"})[name] / file
+
+
+@pytest.mark.parametrize(("name", "file"), ONE_FILE)
+def test_a_missing_file_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"missing: {re.escape(str(path))} .*--data-root"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_with_nothing_lists_all_that_was_looked_for(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        EVERY[name](tmp_path)
+    for file in FILES[name]:
+        assert file in str(caught.value)
+
+
+def test_a_folder_with_nothing_lists_the_authors_table_too(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        popquorn(tmp_path)
+    for folder in ("popquorn_offensiveness", "offensiveness", "."):
+        assert str(tmp_path / folder / "raw_data.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_without_a_data_root_the_error_says_how_to_name_one(name, monkeypatch):
+    monkeypatch.delenv("DSA_DATA_ROOT", raising=False)
+    with pytest.raises(ValueError, match=r"--data-root .*DSA_DATA_ROOT"):
+        EVERY[name]()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_data_root_may_come_from_the_environment_or_be_the_folder_itself(name, root, monkeypatch):
+    monkeypatch.setenv("DSA_DATA_ROOT", str(root))
+    assert EVERY[name]() is not None
+    monkeypatch.setenv("DSA_DATA_ROOT", str(root / "nowhere"))
+    assert EVERY[name](file_of(root, name, "")) is not None  # what is given goes first
+
+
+@pytest.mark.parametrize(("name", "file"), ARCHIVES)
+@pytest.mark.parametrize("damage", ["truncated", "half of it", "empty", "overwritten", "one bit", "no archive", "one array"])
+def test_a_damaged_archive_is_named(name, file, damage, copy):
+    path = file_of(copy, name, file)
+    whole, array = path.read_bytes(), io.BytesIO()
+    np.save(array, np.arange(3))
+    path.write_bytes(
+        {
+            "truncated": whole[:-1],
+            "half of it": whole[: len(whole) // 2],
+            "empty": b"",
+            "overwritten": whole[:2000] + b"\xff" * 500 + whole[2500:],
+            "one bit": whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
+            "no archive": b"<html>404</html>" * 20,
+            "one array": array.getvalue(),
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is damaged \(.*\); restore it\."):
+        EVERY[name](copy)
+
+
+def test_of_a_damaged_archive_nothing_wrong_is_read(tmp_path):
+    """Wherever a byte is wrong: the arrays as they were, or one error that names the file; and the file is closed."""
+    path, expected = tmp_path / "a.npz", {"images": np.arange(40), "label": np.ones(3, np.uint8)}
+    np.savez_compressed(path, **expected)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        try:
+            found = arrays_of(path, tuple(expected))
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+def test_a_pickle_is_never_read(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match=r"a\.npz is damaged .*allow_pickle"):
+        arrays_of(tmp_path / "a.npz", ("images",))
+
+
+@pytest.mark.parametrize(("name", "file"), ARCHIVES)
+def test_a_missing_array_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    edit_npz(path, lambda arrays: arrays.pop("images"))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} has no array 'images'; it has "):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), [table for table in TABLES if table[1].endswith(".gz")])
+def test_a_truncated_table_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), TABLES)
+def test_a_missing_column_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    column = {"users.csv": "split", "items.csv.gz": "text", "labels.csv.gz": "label"}[file]
+    edit_csv(path, lambda header, rows: header.__setitem__(header.index(column), "other"))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} has no column '{column}'\. .*Known: .*other"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), TABLES)
+def test_an_empty_table_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    path.write_bytes(gzip.compress(b"") if path.suffix == ".gz" else b"")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is empty"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), TABLES)
+def test_a_table_that_is_not_utf8_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    header, *rows = read_csv(path)
+    rows[-1][-1] = "caf\xe9"
+    write_csv(path, [header, *rows], encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not UTF-8"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), TABLES)
+def test_a_row_that_is_too_short_is_named_with_its_line(name, file, copy):
+    path = file_of(copy, name, file)
+    edit_csv(path, lambda header, rows: rows[1].__delitem__(slice(1, None)))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line \d+: 1 fields where the header has \d; mend"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), TABLES)
+def test_a_row_that_is_too_long_is_named_with_its_line(name, file, copy):
+    path = file_of(copy, name, file)
+    edit_csv(path, lambda header, rows: rows[0].append("more"))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line 2: \d fields where the header has \d; put texts"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), TABLES)
+def test_a_quote_that_is_not_closed_is_named(name, file, copy):
+    path = file_of(copy, name, file)
+    data = path.read_bytes()
+    zipped = path.suffix == ".gz"
+    broken = (gzip.decompress(data) if zipped else data) + b'"1,2'
+    path.write_bytes(gzip.compress(broken) if zipped else broken)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line \d+: .*double quote that is not closed"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize(("name", "file"), [table for table in TABLES if table[1].endswith(".gz")])
+@pytest.mark.parametrize("damage", ["not zipped", "overwritten", "checksum"])
+def test_a_damaged_table_is_named(name, file, damage, copy):
+    path = file_of(copy, name, file)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "not zipped": gzip.decompress(whole),
+            "overwritten": whole[:300] + b"\xff" * 50 + whole[350:],
+            "checksum": whole[:-8] + bytes(4) + whole[-4:],
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is (damaged after line \d+ .*; restore it|not UTF-8)"):
+        EVERY[name](copy)
+
+
+@pytest.mark.parametrize("name", ["jester", "annotators"])
+def test_a_byte_order_mark_in_a_zipped_table_is_no_part_of_a_column(name, root, copy):
+    for file in ("items.csv.gz", "labels.csv.gz"):
+        path = file_of(copy, name, file)
+        path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + gzip.decompress(path.read_bytes())))
+    assert LOADERS[name](copy).fingerprint() == LOADERS[name](root).fingerprint()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(raw_root, tmp_path):
+    (path,) = raw_root.glob("*/raw_data.csv")
+    (tmp_path / "raw_data.csv").write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert popquorn(tmp_path).fingerprint() == popquorn(raw_root).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["jester", "annotators", "comments"])
+def test_a_judgement_of_an_unknown_text_is_named(name, copy):
+    path = copy / FOLDER[name] / "labels.csv.gz"
+    edit_csv(path, lambda header, rows: rows[7].__setitem__(1, "999"))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line 9: text '999' is judged, which .*items\.csv\.gz"):
+        LOADERS[name](copy)
+
+
+@split_by_file
+def test_an_unknown_split_is_named(name, copy):
+    path = copy / FOLDER[name] / "users.csv"
+    edit_csv(path, lambda header, rows: rows[-5].__setitem__(-1, "holdout"))
+    message = rf"{re.escape(str(path))}: user '\d+' has split 'holdout', not one of train, val, test\."
+    with pytest.raises(ValueError, match=message):
+        LOADERS[name](copy)
+
+
+@split_by_file
+def test_a_user_without_a_split_is_named(name, copy):
+    path = copy / FOLDER[name] / "users.csv"
+    first = min(int(user) for user in splits_of(copy, name))
+    edit_csv(path, lambda header, rows: rows.__setitem__(slice(None), [row for row in rows if int(row[0]) not in (first, 77)]))
+    count = 1 if name == "unipen" else 2
+    message = rf"{re.escape(str(path))} gives no split for user '{first}', who has examples \({count} such users\); add a row"
+    with pytest.raises(ValueError, match=message):
+        LOADERS[name](copy)
+
+
+@split_by_file
+def test_a_user_with_two_splits_is_named(name, copy):
+    path = copy / FOLDER[name] / "users.csv"
+    edit_csv(path, lambda header, rows: rows.append([*rows[0][:-1], "test"]))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: user '\d+' is there twice"):
+        LOADERS[name](copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column"),
+    [("jester", "labels.csv.gz", "label"), ("annotators", "labels.csv.gz", "label"), ("unipen", "users.csv", "user_id")],
+)
+@pytest.mark.parametrize("wrong", ["", "nan", "good", "1.5"])
+def test_what_is_no_whole_number_is_named_with_its_line(name, file, column, wrong, copy):
+    path = file_of(copy, name, file)
+    edit_csv(path, lambda header, rows: rows[3].__setitem__(header.index(column), wrong))
+    message = rf"{re.escape(str(path))}, line 5: {column} '{wrong}' is no whole number; mend"
+    with pytest.raises(ValueError, match=message):
+        LOADERS[name](copy)
+
+
+@pytest.mark.parametrize("wrong", ["", "nan", "inf", "very"])
+def test_what_is_no_rating_is_named_with_its_line(wrong, tmp_path):
+    path = miniatures.popquorn_raw(tmp_path) / "offensiveness" / "raw_data.csv"
+    edit_csv(path, lambda header, rows: rows[0].__setitem__(header.index("offensiveness"), wrong))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line 2: offensiveness '{wrong}' is no number"):
+        popquorn(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["jester", "annotators"])
+def test_a_label_that_is_no_class_is_named(name, copy):
+    edit_csv(copy / FOLDER[name] / "labels.csv.gz", lambda header, rows: [row.__setitem__(-1, "7") for row in rows])
+    with pytest.raises(ValueError, match=r"labels outside 0\.\.1"):
+        LOADERS[name](copy)
+
+
+def test_classes_that_cannot_be_read_are_named(copy):
+    path = copy / "unipen_chars" / "meta.json"
+    broken = ["{", "[]", json.dumps({"names": []}), json.dumps({"classes": []}), json.dumps({"classes": [1, 2]})]
+    for content in (*(text.encode() for text in broken), b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            unipen(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("unipen", {"shots": 0}, "shots must be at least 1.*got 0"),
+        ("unipen", {"fit_share": 0.0}, "fit_share between 0 and 1"),
+        ("unipen", {"fit_share": 1.0}, "fit_share between 0 and 1"),
+        ("comments", {"fold": 7}, "fold 0 to 4, got .* 7"),
+        ("comments", {"fold": -1}, "fold 0 to 4, got .* -1"),
+        ("comments", {"protocol": "new_planets"}, f"protocol must be one of new_annotators, {NEW_COMMENTS}.*'new_planets'"),
+        ("comments", {"fit_share": 0.0}, "fit_share must be between 0 and 1, got 0"),
+        ("annotators", {"fit_share": 1.5}, "fit_share must be between 0 and 1, got 1.5"),
+        ("jester", {"support": 0}, "support must be at least 1"),
+        ("jester", {"fit_share": 2.0}, "fit_share between 0 and 1"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_anything_is_read(name, arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        LOADERS[name](tmp_path, **arguments)
+
+
+@split_by_file
+def test_a_split_without_users_is_named(name, copy):
+    path = copy / FOLDER[name] / "users.csv"
+    edit_csv(path, lambda header, rows: [row.__setitem__(-1, "test") for row in rows if row[-1] == "val"])
+    with pytest.raises(ValueError, match="has no val users"):
+        LOADERS[name](copy)
+
+
+@pytest.mark.parametrize("name", ["jester", "annotators", "comments"])
+def test_a_text_that_was_judged_twice_is_named(name, copy):
+    path = copy / FOLDER[name] / "labels.csv.gz"
+    edit_csv(path, lambda header, rows: rows.append([*rows[4][:-1], "0"]))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line \d+: user '\d+' judges text '\d+' a second time"):
+        LOADERS[name](copy)
+
+
+def test_miniatures_are_the_same_for_a_seed_and_others_for_another(root, raw_root, tmp_path):
+    again = write_all(tmp_path / "again")
+    miniatures.popquorn_raw(again)
+    for path in [*root.rglob("*"), *raw_root.rglob("*.csv")]:
+        if path.is_file() and path.suffix != ".npz":
+            home = root if path.is_relative_to(root) else raw_root
+            assert (again / path.relative_to(home)).read_bytes() == path.read_bytes()
+    for name, file in ARCHIVES:
+        with np.load(file_of(root, name, file)) as first, np.load(file_of(again, name, file)) as second:
+            assert all(np.array_equal(first[key], second[key]) for key in first.files)
+    other = miniatures.jester(tmp_path / "other", seed=1)
+    assert jester(other).fingerprint() != jester(root).fingerprint()
