@@ -16,6 +16,7 @@ import envs
 from backbones.pathways import make_pathways
 from backbones.pretrain import Labelled, pretrain
 from backbones.resnet import SmallResNet, small_resnet
+from users.batch import stack
 from users.digits import digits_pools, digits_population
 
 torch.set_num_threads(1)
@@ -67,6 +68,12 @@ def pathways(model):
 def population():
     """A dozen train users with every kind of shift, few others."""
     return digits_population(0, train_users=12, val_users=3, test_users=4)
+
+
+@pytest.fixture(scope="module")
+def batches(pathways, population):
+    """Support and query of the twelve train users."""
+    return [stack(pathways, population.train, role) for role in ("support", "query")]
 
 
 @pytest.fixture(scope="session")

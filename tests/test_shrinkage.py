@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from meta_runs import everything_on, lively_init
 
 from meta.inner import MetaInit, adapt, adapted_accuracy
 from meta.learned import meta_initialisation
 from meta.shrinkage import Shown, Shrinkage, first, shrunk, worth_of
 from meta.trainer import MetaConfig, MetaTrainer
-from tests.test_meta import everything_on, lively_init
 from users.batch import Batch, Prepared, stack
 
 
