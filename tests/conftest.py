@@ -64,6 +64,11 @@ def pathways(model):
     return make_pathways("inline", model, rank=4)
 
 
+@pytest.fixture
+def side(model):
+    return make_pathways("side", model, rank=4)
+
+
 @pytest.fixture(scope="session")
 def population():
     """A dozen train users with every kind of shift, few others."""
