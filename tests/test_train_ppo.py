@@ -1,92 +1,26 @@
-"""The command line: learning, what a run leaves behind, what is refused, and stopping and going on."""
+"""The command line: learning, what a run leaves behind, what is refused, and several rounds."""
 
 import csv
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from inspect import signature
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from runs import SHORT, TWO_ROUNDS, final, refused, resume, start, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import envs
-from agents import evaluate, learning, train_ppo
-from agents.callbacks import BestOnVal, Curves
+from agents import evaluate, train_ppo
 from agents.checkpoint import choose_plans, load_policy
 from agents.comparison import METHODS
-from agents.rivals import best_static
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
 from backbones.artefacts import load_artefact
 from envs.oracles import Oracle
 from envs.planted import planted
 from envs.rules import Rules
-from envs.scenario import _load
-from serving import Personaliser, demo
 
-QUIET = ["--no-progress", "--num-threads", "1"]
 METHOD_KEYS = {"reward", "accuracy", "cost", "active_fraction", "distinct_masks", "labels_used"}
-SHORT = ["--env", "dsa/Planted-v0", "-n", "2048", "--eval-freq", "1024"]
-TWO_ROUNDS = [*SHORT, "--env-kwargs", "rounds:2", "-P", "n_steps:7", "-P", "batch_size:64"]
-"""Rollouts of 7 steps end in the middle of episodes of 2."""
-
-
-def train(folder, *arguments):
-    train_ppo.main([*arguments, "-f", str(folder), *QUIET])
-    return json.loads((folder / "summary.json").read_text())
-
-
-def resume(folder):
-    train_ppo.main(["--resume", str(folder), *QUIET])
-    return json.loads((folder / "summary.json").read_text())
-
-
-def refused(*arguments):
-    """The message with which the command line exits."""
-    with pytest.raises(SystemExit) as exit_:
-        train_ppo.main([*map(str, arguments), *QUIET])
-    assert exit_.value.code not in (0, None)
-    return str(exit_.value.code)
-
-
-def final(folder):
-    """Policy, optimiser and random states at the end."""
-    return load_artefact(folder / "checkpoint", "training checkpoint")
-
-
-def assert_equal_ends(one, other):
-    (tensors, meta), (others, theirs) = final(one), final(other)
-    assert {*tensors} == {*others}
-    different = [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])]
-    assert different == []
-    assert meta == theirs
-
-
-def start(folder, *arguments):
-    """The command line as a process of its own."""
-    command = [sys.executable, "-m", "agents.train_ppo", *map(str, arguments), *QUIET]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
-
-
-def wait_for_timesteps(folder, least, process):
-    """Until the checkpoint in a run's folder holds so many; False if the process ended before."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        path = folder / "checkpoint.json"
-        if path.exists() and json.loads(path.read_text())["meta"]["num_timesteps"] >= least:
-            return True
-        if process.poll() is not None:
-            return False
-        time.sleep(0.02)
-    raise AssertionError("training did not get there in a minute")
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +29,6 @@ def learned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "learned"
     train(folder, "--env", "dsa/Planted-v0")
     return folder
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """Short runs to the end, by arguments."""
-    made = {}
-
-    def get(arguments):
-        if tuple(arguments) not in made:
-            made[tuple(arguments)] = tmp_path_factory.mktemp("runs") / "uninterrupted"
-            train(made[tuple(arguments)], *arguments)
-        return made[tuple(arguments)]
-
-    return get
 
 
 @pytest.fixture
@@ -188,15 +108,6 @@ def test_the_best_policy_by_val_users_is_kept(learned):
     assert meta["val_reward"] == pytest.approx(max(e.value for e in events.Scalars("val_users/reward")), abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(uninterrupted, tmp_path):
-    folder = uninterrupted(SHORT)
-    train(tmp_path / "again", *SHORT)
-    assert_equal_ends(folder, tmp_path / "again")
-    train(tmp_path / "other", *SHORT, "--seed", "1")
-    name = "policy/value_net.weight"
-    assert not torch.equal(final(folder)[0][name], final(tmp_path / "other")[0][name])
-
-
 def test_settings_come_from_yaml_then_flags_then_overrides(tmp_path):
     args = [*SHORT, "-P", "n_epochs:2", "-P", "policy:MultiInputPolicy", "--cost-weight", "0.3", "--seed", "4"]
     summary = train(tmp_path / "run", *args)
@@ -213,6 +124,12 @@ def test_scientific_numbers_are_numbers(written):
     assert hyperparameters("dsa/Planted-v0", [f"learning_rate:{written}"])["learning_rate"] == 0.001
 
 
+def test_another_policy_does_not_inherit_the_arguments_of_the_yamls_own():
+    settings = hyperparameters("dsa/DigitsResNet-v0", ["policy:MultiInputPolicy"])
+    assert settings["policy"] == "MultiInputPolicy" and settings["policy_kwargs"] == {}
+    assert hyperparameters("dsa/DigitsResNet-v0", [])["policy_kwargs"]
+
+
 def test_folders_are_numbered(tmp_path):
     (tmp_path / "logs" / "Planted-v0_2").mkdir(parents=True)
     made = [numbered_folder(tmp_path / "logs", "dsa/Planted-v0") for _ in range(3)]
@@ -224,6 +141,23 @@ def test_events_go_where_they_are_told(tmp_path):
     train(tmp_path / "run", *SHORT, "-n", "512", "-tb", str(tmp_path / "events"))
     assert any(path.name.startswith("events.out") for path in (tmp_path / "events" / "run").iterdir())
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_runs_that_share_a_folder_for_curves_keep_each_others(tmp_path):
+    curves = tmp_path / "curves"
+    for name in ("first", "second"):
+        train(tmp_path / name, *SHORT, "-tb", str(curves))
+    assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
+    train(tmp_path / "second", *SHORT, "-tb", str(curves), "--overwrite")
+    assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
+
+
+def test_going_on_with_a_finished_run_changes_nothing(copy):
+    before, summary = final(copy), json.loads((copy / "summary.json").read_text())
+    assert resume(copy)["test"] == summary["test"]
+    after = final(copy)
+    assert before[1] == after[1]
+    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
 
 
 # What is refused.
@@ -239,14 +173,6 @@ def test_a_folder_with_files_is_refused_unless_overwriting_was_asked_for(tmp_pat
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     train(folder, *SHORT, "--overwrite")
     assert (folder / "notes.txt").read_text() == "mine"
-
-
-def test_overwriting_starts_anew(uninterrupted, tmp_path):
-    fresh = uninterrupted(SHORT)
-    folder = tmp_path / "run"
-    train(folder, *SHORT, "--seed", "5")
-    train(folder, *SHORT, "--overwrite")
-    assert_equal_ends(fresh, folder)
 
 
 @pytest.mark.parametrize(
@@ -348,6 +274,17 @@ def test_a_folder_that_is_no_run_is_not_evaluated(tmp_path):
     assert "is not a run" in evaluation_refused(tmp_path)
 
 
+def test_a_policy_is_not_measured_on_users_or_a_model_it_was_not_trained_with(tmp_path):
+    run = tmp_path / "run"
+    train(run, *SHORT)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "seed": config["seed"] + 1}))
+    with pytest.raises(SystemExit, match="trained on other observations"):
+        evaluate.main([str(run)])
+    with pytest.raises(SystemExit, match="trained on other observations"):
+        train_ppo.main(["--resume", str(run), "--no-progress"])
+
+
 def test_a_run_is_evaluated_from_the_command_line(copy, capsys):
     before = json.loads((copy / "summary.json").read_text())
     (copy / "summary.json").unlink()
@@ -403,340 +340,3 @@ def test_a_policy_of_two_rounds_is_judged_and_measured_by_both(every_round_count
     assert summary["test"]["methods"]["ppo"]["active_fraction"] == pytest.approx(
         choose_plans(policy, every_round_counts, every_round_counts.users("test"), Rules(rounds=2))[:, -1].mean()
     )
-
-
-# Stopping and going on.
-
-
-def interrupt_at(monkeypatch, timesteps, how):
-    """``how()`` when training has come so far, once."""
-    step, asked = Curves._on_step, []
-
-    def counted(self):
-        if self.num_timesteps >= timesteps and not asked:
-            asked.append(True)
-            how()
-        return step(self)
-
-    monkeypatch.setattr(Curves, "_on_step", counted)
-
-
-def press_ctrl_c():
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def fall_over():
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("arguments", [SHORT, TWO_ROUNDS], ids=["one round", "amid two rounds"])
-@pytest.mark.parametrize("how", [press_ctrl_c, fall_over])
-@pytest.mark.parametrize("at", [64, 700, 1200])
-def test_a_run_that_was_stopped_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch, arguments, how, at):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, at, how)
-        message = refused(*arguments, "-f", folder)
-    assert f"--resume {folder}" in message
-    assert not (folder / "summary.json").exists()
-    assert final(folder)[1]["num_timesteps"] < 2048
-    summary = resume(folder)
-    assert_equal_ends(uninterrupted(arguments), folder)
-    expected = json.loads((uninterrupted(arguments) / "summary.json").read_text())
-    assert summary["test"] == expected["test"]
-
-
-def test_ctrl_c_saves_what_was_learned_so_far(tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)  # a shell's background job ignores it
-    interrupt_at(monkeypatch, 600, press_ctrl_c)
-    refused(*SHORT, "-f", tmp_path / "run")
-    # The rollout under way is finished first; the last evaluation before was at step 0.
-    assert final(tmp_path / "run")[1]["num_timesteps"] == 1024
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 600, lambda: (press_ctrl_c(), press_ctrl_c()))
-    refused(*SHORT, "-f", tmp_path / "run")
-    assert final(tmp_path / "run")[1]["num_timesteps"] == 0
-
-
-def test_a_run_stopped_before_its_first_checkpoint_goes_on(uninterrupted, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(RunConfig, "scenario", lambda *args: fall_over())
-        refused(*SHORT, "-f", folder)
-    resume(folder)
-    assert_equal_ends(uninterrupted(SHORT), folder)
-
-
-def test_a_run_stopped_twice_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 600, press_ctrl_c)
-        refused(*SHORT, "-f", folder)
-    assert final(folder)[1]["num_timesteps"] == 1024
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1100, press_ctrl_c)
-        refused("--resume", folder)
-    assert final(folder)[1]["num_timesteps"] == 1536
-    resume(folder)
-    assert_equal_ends(uninterrupted(SHORT), folder)
-
-
-def test_going_on_with_a_finished_run_changes_nothing(copy):
-    before, summary = final(copy), json.loads((copy / "summary.json").read_text())
-    assert resume(copy)["test"] == summary["test"]
-    after = final(copy)
-    assert before[1] == after[1]
-    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
-
-
-def test_settings_beside_resume_are_not_ignored_in_silence(uninterrupted, tmp_path, capsys):
-    folder = shutil.copytree(uninterrupted(SHORT), tmp_path / "run")
-    try:
-        train_ppo.main(["--resume", str(folder), "-n", "4096", *QUIET])
-    except SystemExit as refusal:
-        assert "--resume" in str(refusal.code) + capsys.readouterr().err
-    else:
-        assert final(folder)[1]["num_timesteps"] == 4096
-
-
-def test_ctrl_c_to_a_process_saves_and_says_how_to_go_on(tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder, "--env", "dsa/Planted-v0", "-n", 10_000_000, "--eval-freq", 512, "-f", folder)
-    assert wait_for_timesteps(folder, 512, process)
-    process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=60)
-    assert process.returncode not in (0, -signal.SIGINT)
-    assert f"--resume {folder}" in told
-    assert "Traceback" not in out + told
-    assert final(folder)[1]["num_timesteps"] >= 512
-
-
-def kill_and_go_on(folder, kills, expected):
-    """Kill a run at random moments, let it finish, and compare its end with an undisturbed one's."""
-    rng = np.random.default_rng(0)
-    arguments = [*LONG, "-f", folder]
-    reached = 0
-    for _ in range(kills):
-        process = start(folder, *arguments)
-        reached += wait_for_timesteps(folder, 1, process)
-        time.sleep(rng.uniform(0, 0.4))
-        process.kill()
-        process.communicate(timeout=60)
-        arguments = ["--resume", folder]
-    assert reached == kills
-    resume(folder)
-    assert_equal_ends(expected, folder)
-
-
-LONG = ["--env", "dsa/Planted-v0", "-n", "6144", "--eval-freq", "512"]
-
-
-def test_a_killed_run_goes_on_to_the_very_same_end(uninterrupted, tmp_path):
-    kill_and_go_on(tmp_path / "run", 2, uninterrupted(LONG))
-
-
-# From pre-training to the table.
-
-
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    pairs = {**envs.MINIATURES["dsa/DigitsResNet-v0"], "test_users": 2, "seed": 3}
-    kwargs = [word for name, value in pairs.items() for word in ("--env-kwargs", f"{name}:{value}")]
-    train(folder, "--env", "dsa/DigitsResNet-v0", "-n", "256", "-P", "n_envs:16", "-P", "batch_size:256", *kwargs)
-    return folder
-
-
-def test_the_digits_train_end_to_end(digits_run):
-    summary = json.loads((digits_run / "summary.json").read_text())
-    assert summary["test"]["n_users"] == 2
-    assert {*summary["test"]["methods"]} >= {*METHODS}
-    assert all(0 <= row["accuracy"] <= 1 for row in summary["test"]["methods"].values())
-    assert summary["wall_seconds"]["pretrain"] > 0
-    assert summary["wall_seconds"]["meta"] > 0
-    assert (digits_run / "users.csv").read_text().count("\n") == 3
-
-
-def test_a_digits_run_is_evaluated_again_from_the_answers_on_disk(digits_run, monkeypatch):
-    before = json.loads((digits_run / "summary.json").read_text())
-    monkeypatch.setattr("envs.oracles.adapt", lambda *args, **kwargs: pytest.fail("a user was adapted again"))
-    _load.cache_clear()
-    assert evaluate.evaluate_run(digits_run)["test"] == before["test"]
-
-
-def test_a_run_is_served_with_the_masks_that_its_table_is_of(digits_run, tmp_path):
-    scenario = RunConfig.load(digits_run).scenario(digits_run)
-    with (digits_run / "users.csv").open() as file:
-        rows = {row["user"]: row["ppo_mask"] for row in csv.DictReader(file)}
-    with Personaliser.from_run(digits_run, tmp_path / "users.db") as personaliser:
-        for user in scenario.data.population.test:
-            given = personaliser.enroll(user.user_id, user.support.inputs, user.support.labels)
-            on = "".join("1" if name in given.pathways else "0" for name in scenario.pathways)
-            assert on == rows[user.user_id]
-            assert len(personaliser.predict([user.user_id] * len(user.query), user.query.inputs)) == len(user.query)
-
-
-def test_a_run_is_served_at_the_price_that_its_training_ended_at(digits_run, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(digits_run, run)
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "cost_weight": 0.3}))  # which dual ascent may begin at
-    user = RunConfig.load(run).scenario(run).data.population.test[0]
-    with Personaliser.from_run(run, tmp_path / "users.db") as personaliser:
-        given = personaliser.enroll(user.user_id, user.support.inputs, user.support.labels)
-    assert given.cost_weight == config["cost_weight"] == 0.1
-
-
-def test_a_policy_for_one_weight_is_not_asked_about_another(digits_run):
-    with pytest.raises(SystemExit, match=r"for the cost weight 0\.1 alone and would choose by that, not by 0\.3; train one"):
-        evaluate.main([str(digits_run), "--cost-weight", "0.3", "--num-threads", "1"])
-
-
-def test_the_readmes_example_of_serving_runs(digits_run, tmp_path, monkeypatch):
-    page = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "serving" in block)
-    first, second = RunConfig.load(digits_run).scenario(digits_run).data.population.test
-    names = {"images": first.support.inputs, "labels": first.support.labels, "inputs": first.query.inputs[:3]}
-    names |= {"more_images": second.support.inputs[:4], "more_labels": second.support.labels[:4]}
-    monkeypatch.chdir(tmp_path)
-    exec(re.sub(r'"logs/[^"]*"', repr(str(digits_run)), code), names)
-    with Personaliser.from_run(digits_run, "users.db") as service:
-        assert service.stats()["enrolled"] == 0
-
-
-def test_the_demo_enrols_the_test_users_and_counts_right_answers(digits_run, capsys):
-    demo.main([str(digits_run), "--seconds", "0.2", "--batch", "8", "--num-threads", "1"])
-    out = capsys.readouterr().out
-    assert re.search(r"2 users, mean cost [01]\.\d\d, [\d,]+ bytes each on disk", out)
-    scenario = RunConfig.load(digits_run).scenario(digits_run)
-    assert all(user.user_id[:12] in out for user in scenario.data.population.test)
-    answers, right, bare = re.search(r"(\d+) answers, .* right: ([\d.]+) %, by the bare model ([\d.]+) %", out).groups()
-    assert int(answers) >= 8 and int(answers) % 8 == 0 and 0 <= float(right) <= 100 and 0 < float(bare) < 100
-    with pytest.raises(SystemExit, match="nowhere is not a run"):
-        demo.main(["nowhere"])
-
-
-def test_another_policy_does_not_inherit_the_arguments_of_the_yamls_own():
-    settings = hyperparameters("dsa/DigitsResNet-v0", ["policy:MultiInputPolicy"])
-    assert settings["policy"] == "MultiInputPolicy" and settings["policy_kwargs"] == {}
-    assert hyperparameters("dsa/DigitsResNet-v0", [])["policy_kwargs"]
-
-
-def test_a_policy_is_not_measured_on_users_or_a_model_it_was_not_trained_with(tmp_path):
-    run = tmp_path / "run"
-    train(run, *SHORT)
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "seed": config["seed"] + 1}))
-    with pytest.raises(SystemExit, match="trained on other observations"):
-        evaluate.main([str(run)])
-    with pytest.raises(SystemExit, match="trained on other observations"):
-        train_ppo.main(["--resume", str(run), "--no-progress"])
-
-
-def test_runs_that_share_a_folder_for_curves_keep_each_others(tmp_path):
-    curves = tmp_path / "curves"
-    for name in ("first", "second"):
-        train(tmp_path / name, *SHORT, "-tb", str(curves))
-    assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
-    train(tmp_path / "second", *SHORT, "-tb", str(curves), "--overwrite")
-    assert sorted(path.parent.name for path in curves.rglob("events.out.tfevents.*")) == ["first", "second"]
-
-
-# Warm starts.
-
-
-WARM = [*SHORT, "-P", "warm_start:true"]
-
-
-def curves_of(folder):
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    return lambda name: {e.step: e.value for e in events.Scalars(name)}
-
-
-@pytest.fixture
-def static(monkeypatch):
-    """The mask that is taken for the best static one: on the planted problem that would be all off."""
-    mask, asked = np.array([1, 0, 0, 1, 1, 0, 1, 0], dtype=bool), []
-
-    def found(scenario, cost_weight, seed):
-        asked.append((scenario.name, cost_weight, seed))
-        return mask
-
-    monkeypatch.setattr(learning, "best_static", found)
-    yield mask.tolist()
-    assert asked == [("planted", 0.2, 3)]
-
-
-def first_gates(folder):
-    curve = curves_of(folder)
-    assert curve("val_users/distinct_masks")[0] == 1
-    return [curve(f"gate_rate/pathway{p}")[0] for p in range(8)]
-
-
-def test_a_warm_start_begins_with_the_best_static_mask_for_everybody(static, tmp_path):
-    train(tmp_path / "run", *WARM, "--cost-weight", "0.2", "--seed", "3")
-    assert first_gates(tmp_path / "run") == static
-    assert max(curves_of(tmp_path / "run")("val_users/distinct_masks").values()) > 1  # and departs from it
-
-
-def test_a_warm_start_is_what_it_says_beside_a_low_initial_logit(static, tmp_path):
-    flags = ["-n", "512", "-P", "policy_kwargs:{initial_logit: -3.0}", "--cost-weight", "0.2", "--seed", "3"]
-    train(tmp_path / "run", *WARM, *flags)
-    assert first_gates(tmp_path / "run") == static
-
-
-def test_the_best_static_mask_of_planted_users_is_what_a_warm_start_finds(uninterrupted):
-    static = best_static(RunConfig.load(uninterrupted(WARM)).scenario(), 0.1, 0)
-    assert first_gates(uninterrupted(WARM)) == static.tolist()
-
-
-def test_the_policy_of_a_warm_start_loads_again(uninterrupted):
-    folder = uninterrupted(WARM)
-    config, scenario = RunConfig.load(folder), RunConfig.load(folder).scenario()
-    policy, meta = load_policy(folder / "policy", scenario)
-    static = best_static(scenario, 0.1, 0)
-    assert [[logit > 0 for logit in row] for row in meta["policy_kwargs"]["start"]] == [static.tolist()]
-    assert policy.mlp_extractor.departure.start.shape == (1, 8)
-    assert config.warm_start and "start" not in config.policy_kwargs
-    summary = json.loads((folder / "summary.json").read_text())
-    evaluate.evaluate_run(folder)
-    assert json.loads((folder / "summary.json").read_text())["test"] == summary["test"]
-
-
-def test_the_policy_that_a_warm_start_kept_is_the_one_its_checkpoint_remembers(uninterrupted):
-    folder = uninterrupted(WARM)
-    rewards = curves_of(folder)("val_users/reward")
-    _, meta = load_artefact(folder / "policy", "gating policy")
-    assert meta["val_reward"] == pytest.approx(rewards[meta["at"]], abs=1e-6)
-    best = final(folder)[1]["best"]
-    assert np.mean(best) == pytest.approx(meta["val_reward"])
-
-
-@pytest.mark.parametrize(("arguments", "margin"), [(WARM, 1.0), (SHORT, 0.0)], ids=["warm", "cold"])
-def test_only_after_a_warm_start_a_policy_must_be_better_by_a_standard_error(tmp_path, monkeypatch, arguments, margin):
-    def made(*args, **kwargs):
-        raise ValueError(f"margin {signature(BestOnVal).bind(*args, **kwargs).arguments['margin']}")
-
-    monkeypatch.setattr(learning, "BestOnVal", made)
-    assert refused(*arguments, "-f", tmp_path / "run") == f"error: margin {margin}"
-
-
-@pytest.mark.parametrize("at", [64, 1200])
-def test_a_warm_start_that_was_stopped_goes_on_to_the_very_same_end(uninterrupted, tmp_path, monkeypatch, at):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, at, press_ctrl_c)
-        refused(*WARM, "-f", folder)
-    summary = resume(folder)
-    assert_equal_ends(uninterrupted(WARM), folder)
-    assert summary["test"] == json.loads((uninterrupted(WARM) / "summary.json").read_text())["test"]
-
-
-def test_a_warm_start_needs_the_gating_policy(tmp_path):
-    message = refused(*WARM, "-P", "policy:MultiInputPolicy", "-f", tmp_path / "run")
-    assert "warm_start needs the policy GatingPolicy, not 'MultiInputPolicy'" in message
-    assert not (tmp_path / "run").exists()
