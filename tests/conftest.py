@@ -6,6 +6,7 @@ import shutil
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gymnasium as gym
 import miniatures
 import pytest
 import torch
@@ -16,6 +17,7 @@ import envs
 from backbones.pathways import make_pathways
 from backbones.pretrain import Labelled, pretrain
 from backbones.resnet import SmallResNet, small_resnet
+from envs.scenario import load_scenario
 from users.batch import stack
 from users.digits import digits_pools, digits_population
 
@@ -111,6 +113,18 @@ def raw_root(tmp_path_factory):
 def copy(root, tmp_path):
     """A copy of ``root`` to be changed."""
     return shutil.copytree(root, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    kwargs = {**gym.spec("dsa/DigitsResNet-v0").kwargs, **envs.MINIATURES["dsa/DigitsResNet-v0"]}
+    return load_scenario(kwargs.pop("scenario"), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def live(digits):
+    """The live oracle of the miniature; remembers nothing but weights between rounds."""
+    return digits.oracle.live
 
 
 @pytest.fixture(scope="session")
