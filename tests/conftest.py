@@ -43,8 +43,9 @@ def _little_shrinkage():
 
 
 @pytest.fixture(autouse=True)
-def _fixed_torch_seed():
+def _as_every_test_begins():
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a command line that a test called may have taken more
 
 
 @pytest.fixture(scope="session")

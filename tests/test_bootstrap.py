@@ -90,4 +90,4 @@ def test_gap_closed_is_undefined_where_the_search_is_not_clearly_above_static(sh
 def test_gap_closed_of_few_users_has_an_interval_that_is_a_number():
     zero, policy, search = (np.array(values) for values in ([0.0] * 4, [0.0, 0.05, 0.1, 0.1], [0.0, 0.2, 0.2, 0.2]))
     found = gap_closed([policy], [zero], [search])
-    assert found.ci95 is None or np.isfinite(found.ci95).all()
+    assert found.value == pytest.approx(0.0625 / 0.15) and np.isfinite(found.ci95).all() and found.ci95[0] < found.value
