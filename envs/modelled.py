@@ -223,8 +223,8 @@ def scenario_from(
     }
     if data.pathways.gates != "adapters":
         made_of["gates"] = data.pathways.gates
-    if observed_on != "train":
-        made_of[OBSERVED] = f"{observed_on} {data.population.fingerprint(observed_on)}"
+    if observed_on != "train":  # said in files of private policies: a fingerprint would hold everybody's items
+        made_of[OBSERVED] = f"{observed_on} {data.population.contents(observed_on)}"
     if cost != "parameters":
         made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
     if precision != "float32":
