@@ -30,6 +30,7 @@ from envs.oracles import Oracle
 from envs.planted import planted
 from envs.rules import Rules
 from envs.scenario import _load
+from eval import headline
 from serving import Personaliser, demo
 
 QUIET = ["--no-progress", "--num-threads", "1"]
@@ -146,6 +147,18 @@ def test_the_summary_has_its_documented_keys(learned):
     for key in ("ppo_minus_best_static", "ppo_minus_shuffled"):
         assert test[key]["ci95"][0] <= test[key]["reward"] <= test[key]["ci95"][1]
     assert test["gap_closed_ci95"][0] <= test["gap_closed"] <= test["gap_closed_ci95"][1]
+
+
+def test_with_one_test_user_whose_mask_nobody_else_can_have_a_run_ends_with_its_table(tmp_path, capsys, monkeypatch):
+    some = planted(users=8)
+    lone = replace(some, splits={**some.splits, "test": some.users("test")[:1]})
+    monkeypatch.setattr(RunConfig, "scenario", lambda *_: lone)
+    test = train(tmp_path / "run", *SHORT[:2], "-n", "64", "-P", "n_envs:8", "-P", "n_steps:8", "-P", "batch_size:64")["test"]
+    assert test["n_users"] == 1 and "shuffled" not in test["methods"] and "all_on" in test["methods"]
+    assert test["ppo_minus_shuffled"] is None and "two users" in test["ppo_minus_shuffled_reason"]
+    assert "ppo - shuffled: not defined, masks can be dealt out" in capsys.readouterr().out
+    run = headline.read_run(tmp_path / "run")[0]
+    assert " |  | " in headline.conclusions({0.1: [run]})[2]
 
 
 def test_the_documented_methods_are_all_there():
