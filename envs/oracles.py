@@ -135,6 +135,7 @@ class LiveOracle(Oracle):
         self.costs = self.pathways.costs
         self.adaptations = 0
         self._recent: dict[tuple[int, bytes], Weights] = {}
+        self._further = False  # whether anybody ever went on from adapted weights: else remembering them only takes up memory
 
     def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
         """See :meth:`Oracle.measure`. Roles other than ``validation`` and ``query`` take an adaptation of their own."""
@@ -177,7 +178,8 @@ class LiveOracle(Oracle):
         split, local = self._locate(users)
         start = self._recalled(users, plans[:, :-1]) if plans.shape[1] > 1 else None
         weights = self._adapt(self.rows(split, "support", local), torch.from_numpy(plans[:, -1]), start)
-        self._remember(users, plans, weights)
+        if self._further:
+            self._remember(users, plans, weights)
         return weights
 
     def statistics(self, of: PathwayStatistics, users: Users, plans: Plans) -> Tensor:
@@ -192,6 +194,7 @@ class LiveOracle(Oracle):
 
     def _recalled(self, users: Users, plans: Plans) -> Weights:
         """What :meth:`adapted` gives: remembered from one of the latest calls, or computed again."""
+        self._further = True
         keys = [(int(u), plan.tobytes()) for u, plan in zip(users, plans, strict=True)]
         if all(key in self._recent for key in keys):
             found = [self._recent[key] for key in keys]
