@@ -209,14 +209,20 @@ class LiveOracle(Oracle):
 
     def _locate(self, users: Users) -> tuple[str, Tensor]:
         """The one split that the users belong to, and their positions within it."""
-        for split in SPLITS:
-            inside = self.population.indices(split)
-            if inside.start <= users[0] < inside.stop:
-                return split, torch.from_numpy(users - inside.start)
-        raise IndexError(f"no user at position {users[0]}; the population has {len(self.population.users)}.")
+        self._check_positions(users)
+        splits = [(split, self.population.indices(split)) for split in SPLITS]
+        split, inside = next((split, inside) for split, inside in splits if users[0] in inside)
+        return split, torch.from_numpy(users - inside.start)
+
+    def _check_positions(self, users: Users) -> None:
+        """Raise ``IndexError`` for a position at which nobody is: answers there would be whatever was in memory."""
+        wrong = users[(users < 0) | (users >= len(self.population.users))]
+        if len(wrong):
+            raise IndexError(f"no user at position {wrong[0]}; the population has {len(self.population.users)}, from 0.")
 
     def _chunks(self, users: Users):
         """Rows, split and positions within it, at most ``chunk`` users of one split at a time."""
+        self._check_positions(users)
         for split in SPLITS:
             inside = self.population.indices(split)
             rows = np.flatnonzero((users >= inside.start) & (users < inside.stop))

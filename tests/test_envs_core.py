@@ -456,6 +456,19 @@ def test_adapted_weights_are_remembered_only_where_somebody_goes_on_from_them(di
         assert oracle._recent and oracle.adaptations == adaptations
 
 
+@pytest.mark.parametrize("wrong", [-1, 10_000])
+def test_positions_where_nobody_is_are_refused(digits, live, wrong):
+    plans = random_masks(2, len(digits.pathways))[:, None]
+    users = np.array([0, wrong])
+    for ask in (
+        lambda: live.measure(users, plans, ("validation",)),
+        lambda: live.adapted(users, plans),
+        lambda: digits.observe(users, plans),
+    ):
+        with pytest.raises(IndexError, match=rf"no user at position {wrong}; the population has {len(digits.user_ids)}"):
+            ask()
+
+
 def test_the_order_of_masks_matters_over_rounds(digits, live):
     users, pathways = digits.users("val")[:1], len(digits.pathways)
     masks = np.eye(pathways, dtype=bool)
