@@ -1,7 +1,7 @@
 """A run's folder and its settings: what the command line, the YAML file and the defaults come to."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from inspect import signature
 from itertools import count
@@ -16,7 +16,7 @@ from backbones.registry import did_you_mean
 from envs import known_spec
 from envs.rules import Rules
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
-from meta.arguments import parse_value
+from meta.arguments import parse_value, whole_paths
 
 PPO_SETTINGS = frozenset(
     (
@@ -157,7 +157,8 @@ class RunConfig:
         if not path.exists():
             raise FileNotFoundError(f"{folder} is not a run: it has no config.json. Give the folder that training named.")
         try:
-            return RunConfig(**json.loads(path.read_text()))
+            found = RunConfig(**json.loads(path.read_text()))
+            return replace(found, env_kwargs=whole_paths(found.env_kwargs))  # older runs may hold relative paths
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); restore it from a backup or train anew.") from error
 

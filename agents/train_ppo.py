@@ -21,7 +21,7 @@ from backbones.costs import COSTS
 from backbones.registry import did_you_mean
 from backbones.threads import usable_cores
 from envs.cost_weights import CostWeight
-from meta.arguments import add_flags, given, parse_pairs, show_log
+from meta.arguments import add_flags, given, parse_pairs, show_log, whole_paths
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -107,6 +107,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
     if args.max_active is not None:
         settings["policy_kwargs"] = {**settings["policy_kwargs"], "max_active": args.max_active}
     ppo = {name: settings.pop(name) for name in PPO_SETTINGS & settings.keys()}
+    cost = {"cost": args.cost} if args.cost else {}
     return RunConfig(
         env=args.env,
         seed=args.seed,
@@ -114,11 +115,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         target_active=args.target_active,
         cotrain=args.cotrain,
         ppo=ppo,
-        env_kwargs={
-            **given(args),
-            **({"cost": args.cost} if args.cost else {}),
-            **parse_pairs(args.env_kwargs, "--env-kwargs"),
-        },
+        env_kwargs=whole_paths({**given(args), **cost, **parse_pairs(args.env_kwargs, "--env-kwargs")}),
         tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
         **settings,
     )

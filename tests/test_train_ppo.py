@@ -31,6 +31,7 @@ from envs.planted import planted
 from envs.rules import Rules
 from envs.scenario import _load
 from eval import headline
+from meta.arguments import whole_paths
 from serving import Personaliser, demo
 
 QUIET = ["--no-progress", "--num-threads", "1"]
@@ -179,6 +180,32 @@ def test_users_csv_has_one_row_per_test_user_and_agrees_with_the_summary(learned
         assert mean == pytest.approx(summary["test"]["methods"][method]["reward"])
     right = [np.mean([a == b for a, b in zip(row["ppo_mask"], row["best_mask"], strict=True)]) for row in rows]
     assert [float(row["ppo_accuracy"]) for row in rows] == pytest.approx(right)
+
+
+def test_a_run_on_a_file_of_its_working_folder_is_asked_about_from_another(tmp_path, monkeypatch):
+    for file in (Path(envs.__file__).parent / "data").iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    few = ["-n", "64", "-P", "n_envs:8", "-P", "n_steps:8", "-P", "batch_size:64", "-P", "search:false"]
+    first = train(tmp_path / "run", "--env", "dsa/Tabular-v0", "--env-kwargs", "table:digits-table", *few)
+    assert json.loads((tmp_path / "run/config.json").read_text())["env_kwargs"] == {"table": str(tmp_path / "digits-table")}
+    monkeypatch.chdir("elsewhere")
+    _load.cache_clear()
+    assert evaluate.evaluate_run(tmp_path / "run")["test"] == first["test"]
+
+
+def test_of_what_a_run_is_given_only_files_that_are_there_get_whole_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.csv").touch()
+    Path("start.json").touch()
+    Path("link").symlink_to("start.json")
+    flags = ["--users", "table", "--data", "reviews.csv", "--backbone", "bert", "--source", "some/model"]
+    args = train_ppo.parse([*flags, "--env-kwargs", "init:start"])
+    found = train_ppo.read_settings(args).env_kwargs
+    assert (found["data"], found["init"]) == (str(tmp_path / "reviews.csv"), str(tmp_path / "start"))
+    assert (found["source"], found["users"]) == ("some/model", "table")
+    assert whole_paths({"source": "link", "data": None}) == {"source": str(tmp_path / "link"), "data": None}
 
 
 def test_the_event_file_holds_the_documented_tags(learned):
