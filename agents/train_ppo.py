@@ -15,7 +15,7 @@ from agents.callbacks import BestOnVal
 from agents.cotrain import cotrain, discard_turns
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.learning import learn
-from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
+from agents.run import PPO_SETTINGS, RunConfig, check_device, hyperparameters, numbered_folder
 from backbones.artefacts import ArtefactError, DiskFullError
 from backbones.costs import COSTS
 from backbones.registry import did_you_mean
@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     folder = args.resume
     try:
+        check_device(args.device)
         if args.resume:
             folder, config = args.resume, RunConfig.load(args.resume)
         else:

@@ -14,6 +14,7 @@ from backbones.artefacts import cache_key
 from backbones.costs import COSTS
 from backbones.pathways import whole_model
 from backbones.registry import Registry, did_you_mean
+from backbones.typed import check_types
 from envs.by_user import ByUser, Observed
 from envs.oracles import Oracle, Plans, Users
 
@@ -120,9 +121,10 @@ def load_scenario(name: str, **kwargs: Any) -> Scenario:
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` with a suggestion for an argument that the scenario's builder does not take.
+    """Raise ``ValueError`` with a suggestion for an argument that the scenario's builder does not take, or not of such a type.
 
-    A builder that hands arguments on tells which in its attribute ``further_arguments``, a function of all arguments.
+    A builder that hands arguments on tells which in its attribute ``further_arguments``, a function of all arguments, and may
+    check these in ``check_further``, likewise.
     """
     builder = builder_of(name)
     known = {*signature(builder).parameters} - {"more"}
@@ -131,6 +133,9 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     for argument in arguments:
         if argument not in known:
             raise ValueError(f"scenario {name!r} has no argument {argument!r}. {did_you_mean(argument, known)}")
+    check_types(builder, arguments, f"scenario {name!r}")
+    if check_further := getattr(builder, "check_further", None):
+        check_further(arguments)
 
 
 def builder_of(name: str) -> Callable[..., Scenario]:

@@ -1,10 +1,11 @@
 """The population model: a frozen backbone and a classifier, fitted on examples that nobody is rewarded on."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from backbones import BACKBONES, make_backbone
 from backbones.artefacts import cache_key, load_or_make
 from backbones.base import Backbone, PopulationModel, hash_tensors
 from backbones.registry import Registry
+from backbones.typed import check_types
 from meta.images import pretrained_resnet
 from users.base import Examples, Population
 from users.batch import CHUNK
@@ -33,8 +35,16 @@ STRENGTHS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 100.0, 1000.0)
 
 def further_arguments(name: str) -> set[str]:
     """Names of the keyword arguments that :func:`population_model` takes for this backbone."""
-    factory = FITTERS.get(name) if name in list(FITTERS) else BACKBONES.get(name)
-    return {*signature(factory).parameters} - {"population", "folder", "seed"}
+    return {*signature(_factory(name)).parameters} - {"population", "folder", "seed"}
+
+
+def check_backbone(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for an argument of :func:`population_model` for this backbone that is of another type."""
+    check_types(_factory(name), arguments, f"backbone {name!r}")
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    return FITTERS.get(name) if name in list(FITTERS) else BACKBONES.get(name)
 
 
 def population_model(name: str, population: Population, folder: Path, seed: int = 0, **kwargs) -> PopulationModel:
@@ -55,6 +65,7 @@ def population_model(name: str, population: Population, folder: Path, seed: int 
     Raises:
         ValueError: if there is nothing to fit the classifier on, or a class is missing from it.
     """
+    check_backbone(name, kwargs)
     if name in list(FITTERS):
         return FITTERS.get(name)(population, folder, seed, **kwargs)
     made = make_backbone(name, **kwargs)

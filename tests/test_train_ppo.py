@@ -37,6 +37,7 @@ from serving import Personaliser, demo
 QUIET = ["--no-progress", "--num-threads", "1"]
 METHOD_KEYS = {"reward", "accuracy", "cost", "active_fraction", "distinct_masks", "labels_used"}
 SHORT = ["--env", "dsa/Planted-v0", "-n", "2048", "--eval-freq", "1024"]
+DIGITS = ["--env", "dsa/DigitsResNet-v0", "--env-kwargs", "train_users:4", "val_users:2", "test_users:2"]
 TWO_ROUNDS = [*SHORT, "--env-kwargs", "rounds:2", "-P", "n_steps:7", "-P", "batch_size:64"]
 """Rollouts of 7 steps end in the middle of episodes of 2."""
 
@@ -305,9 +306,28 @@ def test_overwriting_starts_anew(uninterrupted, tmp_path):
         (["--env-kwargs", "rounds=2"], ["name:value"]),
         (["--env-kwargs", "rounds:0"], ["rounds must be a whole number of at least 1"]),
         (["--env-kwargs", "usrs:80"], ["usrs", "users"]),
+        (["-P", "n_envs:abc"], ["n_envs must be of type int, got 'abc'"]),
+        (["-P", "n_envs:true"], ["n_envs must be of type int, got True"]),
+        (["-P", "average:x"], ["average must be of type float, got 'x'"]),
+        (["-P", "batch_size:abc"], ["batch_size must be of type int, got 'abc'"]),
+        (["-P", "batch_size:0"], ["batch_size must be at least 1"]),
+        (["-P", "learning_rate:fast"], ["learning_rate must be of type float, got 'fast'"]),
+        (["-P", "search:maybe"], ["search must be of type bool, got 'maybe'"]),
+        (["-P", "policy_kwargs:3"], ["policy_kwargs must be of type dict[str, typing.Any], got 3"]),
+        (["--env-kwargs", "layerwise:maybe"], ["layerwise must be of type bool, got 'maybe'"]),
+        (["--env-kwargs", "users:many"], ["users must be of type int, got 'many'"]),
+        ([*DIGITS, "--env-kwargs", "meta_steps:abc"], ["meta_steps must be of type int, got 'abc'"]),
+        ([*DIGITS, "--env-kwargs", "head_rate:fast"], ["head_rate must be of type float | None, got 'fast'"]),
+        ([*DIGITS, "--env-kwargs", "widths:16"], ["widths must be of type collections.abc.Sequence[int], got 16"]),
+        ([*DIGITS, "--env-kwargs", "shifts:7"], ["shifts must be of type collections.abc.Sequence[str] | str, got 7"]),
+        ([*DIGITS, "--env-kwargs", "shifts:noisey"], ["unknown shift 'noisey'. Did you mean 'noisy'"]),
+        ([*DIGITS, "--env-kwargs", "pretrain_epochs:0"], ["pretrain_epochs must be at least 1, got 0"]),
+        (["--device", "gpu"], ["unknown device 'gpu'; give cpu, cuda"]),
+        (["--device", "cuda"], ["there is no cuda here", "Leave --device out"]),
     ],
 )
-def test_mistakes_are_refused_with_a_suggestion_and_leave_no_run(arguments, words, tmp_path):
+def test_mistakes_are_refused_with_a_suggestion_and_leave_no_run(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder = tmp_path / "run"
     message = refused("--env", "dsa/Planted-v0", *arguments, "-f", folder)
     assert message.startswith("error: ")

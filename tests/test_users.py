@@ -213,6 +213,14 @@ def test_an_unknown_shift_is_answered_with_a_suggestion():
         digits_population(0, 1, 1, 1, shifts=("none", "invertd"))
 
 
+def test_one_shift_may_be_given_by_its_name_alone():
+    assert same_people(*(digits_population(0, 2, 1, 1, shifts=shifts) for shifts in ("noisy", ["noisy"])))
+
+
+def same_people(first, second):
+    return first.fingerprint() == second.fingerprint()
+
+
 def test_a_registered_shift_is_used_where_it_is_named():
     register_shift("all-white", lambda images, labels, rng: (np.ones_like(images), labels))
     try:
