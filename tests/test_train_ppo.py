@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from inspect import signature
@@ -694,6 +695,15 @@ def test_a_policy_is_not_measured_on_users_or_a_model_it_was_not_trained_with(tm
         evaluate.main([str(run)])
     with pytest.raises(SystemExit, match="trained on other observations"):
         train_ppo.main(["--resume", str(run), "--no-progress"])
+
+
+def test_the_thread_that_writes_curves_ends_with_the_training(tmp_path):
+    few = ["--env", "dsa/Planted-v0", "--env-kwargs", "users:8", "-P", "n_envs:8", "-P", "n_steps:8", "-P", "batch_size:64"]
+    config = train_ppo.read_settings(train_ppo.parse([*few, "-n", "64"]))
+    before = threading.active_count()
+    learning.learn(config, config.scenario(), tmp_path, progress=False)
+    assert threading.active_count() == before
+    assert [*(tmp_path / "tensorboard").glob("events.out.tfevents.*")]
 
 
 def test_runs_that_share_a_folder_for_curves_keep_each_others(tmp_path):
