@@ -30,7 +30,10 @@ def as_images(raw: Any, channels: int, size: Sequence[int]) -> Tensor:
         return images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
     if not isinstance(raw, list) or not all(isinstance(image, Image.Image) for image in raw):
         kind = type(raw[0]).__name__ if isinstance(raw, list) and raw else type(raw).__name__
-        raise ValueError(f"this backbone reads images, not {kind}: for texts choose --backbone minilm or bert.")
+        cure = "for texts choose --backbone minilm or bert"
+        if kind in ("ndarray", "Tensor"):
+            cure = "give them as one tensor [N, channels, H, W], or as PIL images"
+        raise ValueError(f"this backbone reads images, not {kind}: {cure}.")
     height, width = size
     mode = "L" if channels == 1 else "RGB"
     found = torch.from_numpy(np.stack([_bytes(image, mode, (width, height)) for image in raw])).float() / 255

@@ -135,7 +135,8 @@ class Personaliser:
 
         Args:
             user: any string.
-            inputs: the labelled examples, as the backbone reads them: images ``[N, ...]``, a list of texts.
+            inputs: the labelled examples, as the backbone reads them: images ``[N, ...]`` (a tensor or an array), a list of
+                texts.
             labels: ``[N]`` class indices.
             cost_weight: the price of parameters; None: the one that the policy was trained for.
 
@@ -145,6 +146,7 @@ class Personaliser:
         """
         return self.enroll_many({user: (inputs, labels)}, cost_weight)[user]
 
+    @torch.inference_mode(False)  # adapters are made by gradients, wherever the caller may be
     def enroll_many(
         self, users: Mapping[str, tuple[Any, Sequence[int] | Tensor]], cost_weight: float | None = None
     ) -> dict[str, Enrolled]:
@@ -301,6 +303,7 @@ class Personaliser:
         flat = self.pathways.model.backbone.trimmed(inputs.flatten(0, 1))
         return self.pathways.forward(flat.unflatten(0, inputs.shape[:2]), weights, gates).float()
 
+    @torch.inference_mode(False)
     def update(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
         """New examples of an enrolled user: the mask is chosen and the adapter made anew, from new and earlier ones.
 

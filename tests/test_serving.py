@@ -323,6 +323,34 @@ def test_examples_that_make_no_sense_are_refused_and_nobody_is_enrolled(scenario
         assert personaliser.stats()["enrolled"] == 0
 
 
+def test_arrays_of_images_are_as_good_as_tensors(scenario, tmp_path):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    with serve(scenario, tmp_path) as personaliser:
+        first = personaliser.enroll(user, inputs, labels, 0.1), personaliser.predict([user] * 3, inputs[:3])
+        again = (
+            personaliser.enroll(user, inputs.numpy(), labels.numpy(), 0.1),
+            personaliser.predict([user] * 3, inputs[:3].numpy()),
+        )
+        assert first[0] == again[0] and torch.equal(first[1], again[1])
+        shades = (inputs * 255).round().to(torch.uint8)
+        backwards = shades.numpy()[::-1]  # of negative strides, which torch does not know
+        assert torch.equal(ready(personaliser.pathways.model.backbone, backwards), shades.flip(0).float() / 255)
+        with pytest.raises(ValueError, match=r"give them as one tensor \[N, channels, H, W\]"):
+            personaliser.enroll(user, [*inputs.numpy()], labels, 0.1)
+
+
+def test_users_are_enrolled_and_updated_in_inference_mode_too(scenario, tmp_path):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    with serve(scenario, tmp_path, keep=4) as personaliser:
+        expected = personaliser.enroll(user, inputs, labels, 0.1), personaliser.predict([user] * 3, inputs[:3])
+        with torch.inference_mode():
+            assert personaliser.enroll(user, inputs * 1, labels * 1, 0.1) == expected[0]
+            assert torch.equal(personaliser.predict([user] * 3, inputs[:3]), expected[1])
+            personaliser.update(user, inputs[:5] * 1, labels[:5] * 1)
+        with torch.no_grad():
+            assert personaliser.enroll(user, inputs, labels, 0.1) == expected[0]
+
+
 def test_questions_that_make_no_sense_are_refused(scenario, served):
     inputs, labels = next(iter(people(scenario).values()))
     for wrong, said in (
