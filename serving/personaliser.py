@@ -6,7 +6,6 @@ Shapes: U users, M inputs, C classes, P pathways.
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ class Personaliser:
     def enroll_many(
         self, users: Mapping[str, tuple[Any, Sequence[int] | Tensor]], cost_weight: float | None = None
     ) -> dict[str, Enrolled]:
-        """As :meth:`enroll`, for several users in one program: all of them or none."""
+        """As :meth:`enroll`, for several users in one program (those with images of one size): all of them or none."""
         backbone, classes = self.pathways.model.backbone, self.pathways.model.num_classes
         shown = {}
         for user, (inputs, labels) in users.items():
@@ -170,13 +169,13 @@ class Personaliser:
         return weight
 
     def _enrolled(self, shown: Mapping[str, Examples], price: float) -> dict[str, Enrolled]:
-        records, out = {}, {}
-        for start in range(0, len(shown), TOGETHER):
-            for user, (record, given) in self._made(dict(islice(shown.items(), start, start + TOGETHER)), price).items():
-                records[user], out[user] = record, given
-        self._store.put(records)
-        self._drop(records)
-        return out
+        made: dict[str, tuple[bytes, Enrolled]] = {}
+        for alike in _by_size(shown):
+            for start in range(0, len(alike), TOGETHER):
+                made |= self._made({user: shown[user] for user in alike[start : start + TOGETHER]}, price)
+        self._store.put({user: made[user][0] for user in shown})
+        self._drop(shown)
+        return {user: made[user][1] for user in shown}
 
     def _made(self, shown: Mapping[str, Examples], price: float) -> dict[str, tuple[bytes, Enrolled]]:
         """Users' records, not yet stored, and what is in them."""
@@ -384,6 +383,14 @@ class Personaliser:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _by_size(shown: Mapping[str, Examples]) -> list[list[str]]:
+    """Users whose images are of one size, and can be computed together; texts all can."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for user, examples in shown.items():
+        found.setdefault(tuple(examples.inputs.shape[1:]) if examples.inputs.is_floating_point() else (), []).append(user)
+    return [*found.values()]
 
 
 def framed(adapter: bytes, examples: bytes = b"") -> bytes:

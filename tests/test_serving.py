@@ -248,11 +248,26 @@ def test_images_of_two_sizes_or_too_large_for_half_precision_are_kept_or_refused
         personaliser.enroll(user, inputs, labels, 0.1)
         larger = torch.nn.functional.pad(inputs[:2], (0, 1, 0, 1))
         with pytest.raises(ValueError, match="images of different sizes"):
-            personaliser.enroll_many({"ann": (inputs, labels), "bob": (larger, labels[:2])}, 0.1)
+            personaliser.update(user, larger, labels[:2])
     shelf = Shelf(4)
     loud = Examples(inputs * 1e5, labels)
     assert torch.equal(shelf.unpack(shelf.pack(loud)).inputs, loud.inputs[-4:])
     assert shelf.unpack(shelf.pack(Examples(inputs, labels))).inputs.sub(inputs[-4:]).abs().max() < 0.01
+
+
+def test_users_whose_images_are_of_different_sizes_are_enrolled_together(scenario, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.personaliser.TOGETHER", 2)
+    shown = dict([*people(scenario).items()][:6])
+    for user in [*shown][::2]:
+        inputs, labels = shown[user]
+        shown[user] = torch.nn.functional.pad(inputs, (0, 2, 0, 1)), labels
+    with serve(scenario, tmp_path) as personaliser:
+        together = personaliser.enroll_many(shown, 0.1)
+        assert [*together] == [*shown]
+        answers = [personaliser.predict([user], inputs[:1]) for user, (inputs, _) in shown.items()]
+        assert together == {user: personaliser.enroll(user, *each, 0.1) for user, each in shown.items()}
+        for (user, (inputs, _)), answer in zip(shown.items(), answers, strict=True):
+            torch.testing.assert_close(personaliser.predict([user], inputs[:1]), answer, atol=3e-3, rtol=3e-3)
 
 
 def test_no_more_examples_are_kept_than_was_said(scenario, tmp_path):
