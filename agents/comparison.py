@@ -33,6 +33,7 @@ EXTRA = ("support_search", "ppo_all_labels")
 SIMPLE = ("intercept", "item_covariance")
 """Rivals that choose no mask (:mod:`agents.simple`), where the population admits them."""
 RANDOM_DRAWS = SHUFFLES = 10
+ALONE = "masks can be dealt out only among two users or more"
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ def compare(
         "all_off": result([off], none),
         "best_static": result([static], few),
         "random": result([random_masks(mine, scenario.oracle.costs, rng) for _ in range(RANDOM_DRAWS)], few),
-        "shuffled": result([shuffled_masks(mine, rng) for _ in range(SHUFFLES)], few),
     }
+    if len(users) > 1:
+        found["shuffled"] = result([shuffled_masks(mine, rng) for _ in range(SHUFFLES)], few)
     for score in ("gradient_norm", "relative_gradient"):
         found[score] = result([thresholded(scenario, users, cost_weight, score)], few)
     if search:
@@ -142,10 +144,13 @@ def _result(scenario: Scenario, users: Users, draws: Sequence[Plans], labels: ND
 
 @dataclass(frozen=True)
 class Conclusions:
-    """Paired over users and pooled over seeds: the policy against the two rivals that matter most, and the gap."""
+    """Paired over users and pooled over seeds: the policy against the two rivals that matter most, and the gap.
+
+    Of one user alone ``minus_shuffled`` is None.
+    """
 
     minus_static: Interval
-    minus_shuffled: Interval
+    minus_shuffled: Interval | None
     gap: GapClosed
 
 
@@ -155,7 +160,8 @@ def conclude(runs: Sequence[Mapping[str, NDArray[np.float64]]]) -> Conclusions:
     gap = GapClosed(None, None, "validation_search was not run (search: false)")
     if "validation_search" in by:
         gap = gap_closed(by["ppo"], by["best_static"], by["validation_search"])
-    return Conclusions(paired_difference(by["ppo"], by["best_static"]), paired_difference(by["ppo"], by["shuffled"]), gap)
+    dealt = paired_difference(by["ppo"], by["shuffled"]) if "shuffled" in by else None
+    return Conclusions(paired_difference(by["ppo"], by["best_static"]), dealt, gap)
 
 
 def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]:
@@ -171,7 +177,8 @@ def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]
         "equal_labels": {name: found[name].summary(cost_weight) for name in EXTRA if name in found},
         "simple": {name: found[name].summary(cost_weight) for name in SIMPLE if name in found},
         "ppo_minus_best_static": difference(done.minus_static),
-        "ppo_minus_shuffled": difference(done.minus_shuffled),
+        "ppo_minus_shuffled": difference(done.minus_shuffled) if done.minus_shuffled else None,
+        "ppo_minus_shuffled_reason": None if done.minus_shuffled else ALONE,
         "gap_closed": done.gap.value,
         "gap_closed_ci95": done.gap.ci95,
         "gap_closed_reason": done.gap.reason,
@@ -196,6 +203,9 @@ def table(test: Mapping[str, Any], cost_weight: float) -> str:
 def _sentences(test: Mapping[str, Any]) -> list[str]:
     out = []
     for key, rival in (("ppo_minus_best_static", "best_static"), ("ppo_minus_shuffled", "shuffled")):
+        if test[key] is None:
+            out.append(f"ppo - {rival}: not defined, {test[f'{key}_reason']}")
+            continue
         low, high = test[key]["ci95"]
         verdict = "above" if low > 0 else "below" if high < 0 else "no difference shown"
         out.append(f"ppo - {rival}: {test[key]['reward']:+.4f} [{low:+.4f}, {high:+.4f}] ({verdict})")

@@ -1,5 +1,7 @@
 """PPO on one scenario: what training, co-training and transfer have in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -73,9 +75,6 @@ def learn(
     model = PPO(POLICIES[config.policy], VecMonitor(env), policy_kwargs=kwargs, seed=config.seed, device=device, **config.ppo)
     if start is not None:
         model.policy.load_state_dict(start.state_dict())
-    events = events or folder / "tensorboard"
-    with room_for_curves(events):
-        model.set_logger(configure(str(events), ["tensorboard"]))
     meta = {"policy": config.policy, "policy_kwargs": kwargs, "pathways": list(scenario.pathways)}
     meta |= {"scenario": scenario.fingerprint, "rules": rules.to_json()}
     best = BestOnVal(
@@ -93,12 +92,24 @@ def learn(
     callbacks: list[BaseCallback] = [Curves(progress), best]
     if config.target_active is not None:  # after `best`, so that a checkpoint holds the weight before the next move
         callbacks.append(DualAscent(scenario, env.core, config.target_active))
-    if exists(folder / "checkpoint"):
-        best.restore(restore_checkpoint(folder / "checkpoint", model, best.average, env.core))
-    left = config.total_timesteps - model.num_timesteps
-    if left > 0:
-        with stop_between_rollouts(best), room_for_curves(events):
-            model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-        if best.stop_asked:  # during the last rollout
-            raise KeyboardInterrupt
+    with curves(model, events or folder / "tensorboard"):
+        if exists(folder / "checkpoint"):
+            best.restore(restore_checkpoint(folder / "checkpoint", model, best.average, env.core))
+        left = config.total_timesteps - model.num_timesteps
+        if left > 0:
+            with stop_between_rollouts(best):
+                model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
+            if best.stop_asked:  # during the last rollout
+                raise KeyboardInterrupt
     return best
+
+
+@contextmanager
+def curves(model: PPO, events: Path) -> Iterator[None]:
+    """Within: the model's curves go to a folder, of a disk that may be full. The thread that writes them ends with it."""
+    with room_for_curves(events):
+        model.set_logger(configure(str(events), ["tensorboard"]))
+        try:
+            yield
+        finally:
+            model.logger.close()

@@ -1,39 +1,33 @@
 """A run's folder and its settings: what the command line, the YAML file and the defaults come to."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from inspect import signature
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from agents.policies import POLICIES
 from backbones.artefacts import write_atomically
 from backbones.registry import did_you_mean
+from backbones.typed import check_types, fits
 from envs import known_spec
 from envs.rules import Rules
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
-from meta.arguments import parse_value
+from meta.arguments import parse_value, whole_paths
 
-PPO_SETTINGS = frozenset(
-    (
-        "n_steps",
-        "batch_size",
-        "n_epochs",
-        "learning_rate",
-        "ent_coef",
-        "vf_coef",
-        "clip_range",
-        "max_grad_norm",
-        "gamma",
-        "gae_lambda",
-        "target_kl",
-        "normalize_advantage",
-    )
-)
+PPO_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("n_steps", "batch_size", "n_epochs"), int),
+    **dict.fromkeys(("learning_rate", "ent_coef", "vf_coef", "clip_range", "max_grad_norm", "gamma", "gae_lambda"), float),
+    "target_kl": float | None,
+    "normalize_advantage": bool,
+}
+"""Arguments of SB3's PPO that may be set, and their types."""
+PPO_SETTINGS = frozenset(PPO_TYPES)
 OTHER_SETTINGS = frozenset(
     {"average", "warm_start", "search", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"}
 )
@@ -76,6 +70,10 @@ class RunConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(RunConfig, vars(self), "settings")
+        if wrong := [name for name, value in self.ppo.items() if name in PPO_TYPES and not fits(value, PPO_TYPES[name])]:
+            kind = getattr(PPO_TYPES[wrong[0]], "__name__", PPO_TYPES[wrong[0]])
+            raise ValueError(f"settings: {wrong[0]} must be of type {kind}, got {self.ppo[wrong[0]]!r}.")
         if self.policy not in POLICIES:
             raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
         self._check_numbers()
@@ -83,9 +81,11 @@ class RunConfig:
         check_arguments(*self.scenario_arguments())
 
     def _check_numbers(self) -> None:
-        for name in ("total_timesteps", "eval_freq", "n_envs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        counts = {name: getattr(self, name) for name in ("total_timesteps", "eval_freq", "n_envs")}
+        counts |= {name: value for name, value in self.ppo.items() if PPO_TYPES.get(name) is int}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.cotrain < 0:
             raise ValueError(f"cotrain must be at least 0 turns, got {self.cotrain}.")
         if not 0 <= self.average < 1:
@@ -157,9 +157,20 @@ class RunConfig:
         if not path.exists():
             raise FileNotFoundError(f"{folder} is not a run: it has no config.json. Give the folder that training named.")
         try:
-            return RunConfig(**json.loads(path.read_text()))
+            found = RunConfig(**json.loads(path.read_text()))
+            return replace(found, env_kwargs=whole_paths(found.env_kwargs))  # older runs may hold relative paths
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); restore it from a backup or train anew.") from error
+
+
+def check_device(name: str) -> None:
+    """Raise ``ValueError`` unless torch knows the device and can use it: SB3 would train on the CPU without a word."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; give cpu, cuda or cuda:0, say.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"there is no {name} here: torch finds no CUDA device. Leave --device out, or mend torch's CUDA.")
 
 
 def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from agents.callbacks import BestOnVal
 from agents.cotrain import cotrain, discard_turns
 from agents.evaluate import evaluate_run, read_seconds, write_seconds
 from agents.learning import learn
-from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
+from agents.run import PPO_SETTINGS, RunConfig, check_device, hyperparameters, numbered_folder
 from backbones.artefacts import ArtefactError, DiskFullError
 from backbones.costs import COSTS
 from backbones.registry import did_you_mean
 from envs.cost_weights import CostWeight
-from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log
+from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log, whole_paths
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -76,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     folder = args.resume
     try:
+        check_device(args.device)
         if args.resume:
             folder, config = args.resume, RunConfig.load(args.resume)
         else:
@@ -106,6 +107,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
     if args.max_active is not None:
         settings["policy_kwargs"] = {**settings["policy_kwargs"], "max_active": args.max_active}
     ppo = {name: settings.pop(name) for name in PPO_SETTINGS & settings.keys()}
+    cost = {"cost": args.cost} if args.cost else {}
     return RunConfig(
         env=args.env,
         seed=args.seed,
@@ -113,11 +115,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         target_active=args.target_active,
         cotrain=args.cotrain,
         ppo=ppo,
-        env_kwargs={
-            **given(args),
-            **({"cost": args.cost} if args.cost else {}),
-            **parse_pairs(args.env_kwargs, "--env-kwargs"),
-        },
+        env_kwargs=whole_paths({**given(args), **cost, **parse_pairs(args.env_kwargs, "--env-kwargs")}),
         tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
         **settings,
     )

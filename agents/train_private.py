@@ -25,7 +25,7 @@ from agents.run import RunConfig, numbered_folder
 from backbones.artefacts import ArtefactError, load_artefact, write_atomically
 from envs.scenario import Scenario
 from meta.accountant import Accountant, BudgetError
-from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log
+from meta.arguments import add_flags, add_num_threads, given, parse_pairs, show_log, whole_paths
 from meta.curves import room_for_curves
 from meta.private import Privacy, PrivateRounds, account_of, check_covered
 from meta.store import KIND, plain
@@ -154,7 +154,7 @@ def read_settings(args: argparse.Namespace) -> PrivateSettings:
 
 def read_config(args: argparse.Namespace) -> RunConfig:
     """The run as ``agents.evaluate`` reads it."""
-    kwargs: dict[str, Any] = {**given(args), **parse_pairs(args.env_kwargs, "--env-kwargs")}
+    kwargs: dict[str, Any] = whole_paths({**given(args), **parse_pairs(args.env_kwargs, "--env-kwargs")})
     kwargs |= {"init": str(plain(args.init).resolve()), "observed_on": "val"}
     decisions = args.rounds * args.users_per_round * args.masks
     return RunConfig(

@@ -23,19 +23,38 @@ def as_images(raw: Any, channels: int, size: Sequence[int]) -> Tensor:
         size: ``(H, W)``.
 
     Raises:
-        ValueError: for anything else (texts, say).
+        ValueError: for anything else (texts, say), and for images whose numbers have no known largest value.
     """
     if isinstance(raw, Tensor) and raw.ndim == 4:
         images = raw.float() / 255 if raw.dtype == torch.uint8 else raw
         return images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
     if not isinstance(raw, list) or not all(isinstance(image, Image.Image) for image in raw):
         kind = type(raw[0]).__name__ if isinstance(raw, list) and raw else type(raw).__name__
-        raise ValueError(f"this backbone reads images, not {kind}: for texts choose --backbone minilm or bert.")
+        cure = "for texts choose --backbone minilm or bert"
+        if kind in ("ndarray", "Tensor"):
+            cure = "give them as one tensor [N, channels, H, W], or as PIL images"
+        raise ValueError(f"this backbone reads images, not {kind}: {cure}.")
     height, width = size
     mode = "L" if channels == 1 else "RGB"
-    arrays = [np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)) for image in raw]
-    found = torch.from_numpy(np.stack(arrays)).float() / 255
+    found = torch.from_numpy(np.stack([_bytes(image, mode, (width, height)) for image in raw])).float() / 255
     return found[:, None] if channels == 1 else found.permute(0, 3, 1, 2)
+
+
+def _bytes(image: Image.Image, mode: str, size: tuple[int, int]) -> np.ndarray:
+    """One image in 0..255, ``[H, W]`` or ``[H, W, 3]``: bytes, or (of 16 bits per channel) float numbers.
+
+    Pillow itself would cut off what is above 255.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # older Pillows' name of 16 bits
+        grey = Image.fromarray(np.asarray(image).astype(np.float32) * (255 / 65535))
+        found = np.asarray(grey.resize(size, Image.Resampling.BILINEAR))
+        return found if mode == "L" else np.repeat(found[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"the image {getattr(image, 'filename', '') or 'without a file'} holds numbers of 32 bits (Pillow's mode "
+            f"{image.mode}), of which white could be any: save it with 8 or 16 bits per channel."
+        )
+    return np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
 
 
 def normalised(images: Tensor, size: Sequence[int]) -> Tensor:

@@ -160,14 +160,16 @@ def torchvision_resnet(name: str, weights: str | Path | None = "DEFAULT") -> Pop
     Args:
         name: torchvision's name of the model.
         weights: a name of torchvision's official weights ("DEFAULT", "IMAGENET1K_V1"), downloaded on first use; or
-            the path of a local file that holds such a ``state_dict``; or None for random weights.
+            the path of a local file that holds such a ``state_dict``; or None for random weights, always the same.
 
     Raises:
         ArtefactError: if the weights cannot be downloaded or the file does not fit.
     """
     local = weights is not None and Path(weights).is_file()
     try:
-        network = get_model(name, weights=None if local or weights is None else str(weights))
+        with torch.random.fork_rng(devices=[]):  # random weights are those of the name, whatever was drawn before
+            torch.manual_seed(0)
+            network = get_model(name, weights=None if local or weights is None else str(weights))
     except KeyError as error:
         raise ArtefactError(f"{weights} is neither a file nor a name of torchvision's weights of {name}.") from error
     except (OSError, RuntimeError) as error:

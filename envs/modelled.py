@@ -23,7 +23,7 @@ from envs.single import PathwaySelectionEnv
 from envs.statistics import PathwayStatistics
 from meta.inner import MetaInit, adapt
 from meta.learned import meta_initialisation
-from meta.prepare import folder_of, further_arguments, prepared
+from meta.prepare import check_further, folder_of, further_arguments, prepared
 from meta.store import init_facts, load_init
 from meta.trainer import MetaConfig
 from users.base import SPLITS, Population
@@ -136,7 +136,7 @@ def modelled(
     start_augment: str = "shift",
     keep: str = "best",
     shrink: bool = True,
-    embedding: Sequence[str] = DEFAULT,
+    embedding: Sequence[str] | str = DEFAULT,
     observed_on: str = "train",
     init: str | None = None,
     memory: float = MEMORY,
@@ -156,6 +156,7 @@ def modelled(
         ValueError: for unknown names, with a suggestion, and whatever is wrong with the data.
     """
     config = meta_settings(locals())
+    embedding = (embedding,) if isinstance(embedding, str) else embedding
     check_parts(embedding)
     check_precision(precision)
     if observed_on not in OBSERVED_ON:
@@ -179,6 +180,7 @@ def modelled(
 
 
 modelled.further_arguments = further_arguments  # type: ignore[attr-defined]
+modelled.check_further = check_further  # type: ignore[attr-defined]
 
 
 def meta_settings(arguments: Mapping[str, Any]) -> MetaConfig:
@@ -223,8 +225,8 @@ def scenario_from(
     }
     if data.pathways.gates != "adapters":
         made_of["gates"] = data.pathways.gates
-    if observed_on != "train":
-        made_of[OBSERVED] = f"{observed_on} {data.population.fingerprint(observed_on)}"
+    if observed_on != "train":  # said in files of private policies: a fingerprint would hold everybody's items
+        made_of[OBSERVED] = f"{observed_on} {data.population.contents(observed_on)}"
     if cost != "parameters":
         made_of["cost"] = f"{cost} {hash_tensors(data.pathways.costs.tensors())}"
     if precision != "float32":

@@ -135,6 +135,7 @@ class LiveOracle(Oracle):
         self.costs = self.pathways.costs
         self.adaptations = 0
         self._recent: dict[tuple[int, bytes], Weights] = {}
+        self._further = False  # whether anybody ever went on from adapted weights: else remembering them only takes up memory
 
     def measure(self, users: Users, plans: Plans, roles: tuple[str, ...]) -> NDArray[np.float64]:
         """See :meth:`Oracle.measure`. Roles other than ``validation`` and ``query`` take an adaptation of their own."""
@@ -177,7 +178,8 @@ class LiveOracle(Oracle):
         split, local = self._locate(users)
         start = self._recalled(users, plans[:, :-1]) if plans.shape[1] > 1 else None
         weights = self._adapt(self.rows(split, "support", local), torch.from_numpy(plans[:, -1]), start)
-        self._remember(users, plans, weights)
+        if self._further:
+            self._remember(users, plans, weights)
         return weights
 
     def statistics(self, of: PathwayStatistics, users: Users, plans: Plans) -> Tensor:
@@ -192,6 +194,7 @@ class LiveOracle(Oracle):
 
     def _recalled(self, users: Users, plans: Plans) -> Weights:
         """What :meth:`adapted` gives: remembered from one of the latest calls, or computed again."""
+        self._further = True
         keys = [(int(u), plan.tobytes()) for u, plan in zip(users, plans, strict=True)]
         if all(key in self._recent for key in keys):
             found = [self._recent[key] for key in keys]
@@ -206,14 +209,20 @@ class LiveOracle(Oracle):
 
     def _locate(self, users: Users) -> tuple[str, Tensor]:
         """The one split that the users belong to, and their positions within it."""
-        for split in SPLITS:
-            inside = self.population.indices(split)
-            if inside.start <= users[0] < inside.stop:
-                return split, torch.from_numpy(users - inside.start)
-        raise IndexError(f"no user at position {users[0]}; the population has {len(self.population.users)}.")
+        self._check_positions(users)
+        splits = [(split, self.population.indices(split)) for split in SPLITS]
+        split, inside = next((split, inside) for split, inside in splits if users[0] in inside)
+        return split, torch.from_numpy(users - inside.start)
+
+    def _check_positions(self, users: Users) -> None:
+        """Raise ``IndexError`` for a position at which nobody is: answers there would be whatever was in memory."""
+        wrong = users[(users < 0) | (users >= len(self.population.users))]
+        if len(wrong):
+            raise IndexError(f"no user at position {wrong[0]}; the population has {len(self.population.users)}, from 0.")
 
     def _chunks(self, users: Users):
         """Rows, split and positions within it, at most ``chunk`` users of one split at a time."""
+        self._check_positions(users)
         for split in SPLITS:
             inside = self.population.indices(split)
             rows = np.flatnonzero((users >= inside.start) & (users < inside.stop))

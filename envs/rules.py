@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from backbones.typed import check_types
 from envs.core import PathwaySelection, check_rounds
 from envs.cost_weights import CostWeight
 from envs.scenario import Scenario
@@ -23,6 +24,7 @@ class Rules:
     layerwise: bool = False
 
     def __post_init__(self) -> None:
+        check_types(Rules, vars(self), "rules of an episode")
         CostWeight.parse(self.cost_weight)
         check_rounds(self.rounds)
 

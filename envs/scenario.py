@@ -123,7 +123,8 @@ def load_scenario(name: str, **kwargs: Any) -> Scenario:
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` with a suggestion for an argument that the scenario's builder does not take, or not of such a type.
 
-    A builder that hands arguments on tells which in its attribute ``further_arguments``, a function of all arguments.
+    A builder that hands arguments on tells which in its attribute ``further_arguments``, a function of all arguments, and may
+    check these in ``check_further``, likewise.
     """
     builder = builder_of(name)
     known = {*signature(builder).parameters} - {"more"}
@@ -133,6 +134,8 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         if argument not in known:
             raise ValueError(f"scenario {name!r} has no argument {argument!r}. {did_you_mean(argument, known)}")
     check_types(builder, arguments, f"scenario {name!r}")
+    if check_further := getattr(builder, "check_further", None):
+        check_further(arguments)
 
 
 def builder_of(name: str) -> Callable[..., Scenario]:

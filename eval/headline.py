@@ -103,7 +103,7 @@ def conclusions(by_weight: dict[float, list[Run]]) -> list[str]:
             defined.append(rewards)
         cells = [
             text_of(done.minus_static),
-            text_of(done.minus_shuffled),
+            text_of(done.minus_shuffled) if done.minus_shuffled else "",
             text_of(paired_difference(across(runs, "ppo", "accuracy"), across(runs, "all_on", "accuracy"))),
             text_of(paired_difference(across(runs, "ppo", "reward"), across(runs, "support_search", "reward"))),
             text_of(paired_difference(across(runs, "ppo_all_labels", "reward"), across(runs, "validation_search", "reward"))),

@@ -164,7 +164,7 @@ def policies(found: Sequence[Measured]) -> list[str]:
             against_rival(one),
             text_of(one.difference("ppo", "all_on", "accuracy")),
             text_of(one.difference("ppo", "best_static", "reward")),
-            text_of(one.difference("ppo", "shuffled", "reward")),
+            text_of(one.difference("ppo", "shuffled", "reward")) if "shuffled" in one.users else "",
             f"{np.median([s['seconds_per_user'] for s in one.summaries]):.2f}",
             f"{off[0]:.3f} / {off[1]:.3f}",
         ]

@@ -1,7 +1,8 @@
 """How much of a privacy budget has been spent: user-level differential privacy of rounds that draw users by Poisson sampling.
 
-The numbers are those of Google's library dp-accounting (extra ``privacy``): privacy loss distributions, checked against
-Renyi differential privacy. Two populations are neighbours if one has one user more.
+The numbers are those of Google's library dp-accounting (extra ``privacy``): privacy loss distributions, or Renyi differential
+privacy where that promises more; both are upper bounds, and the one is checked against the other. Two populations are
+neighbours if one has one user more.
 
 Sources: Abadi et al. 2016, "Deep Learning with Differential Privacy"; McMahan et al. 2018, "Learning Differentially Private
 Recurrent Language Models" (users instead of examples); Koskela et al. 2020 (privacy loss distributions).
@@ -10,18 +11,23 @@ Recurrent Language Models" (users instead of examples); Koskela et al. 2020 (pri
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from math import isfinite, sqrt
 from typing import Any
 
 from scipy.optimize import brentq
 
 TOLERANCE = 0.02
-"""By what share the tighter account may exceed the looser one (both are rounded up) before something must be wrong."""
+"""By what share the tighter account may exceed the looser one before something must be wrong: rounding up makes less of a
+difference, where the grid is as fine as it should be."""
 
 
 LEAST, MOST = 0.3, 1000.0
 """Between which noise is looked for; with less, a sampled sum promises next to nothing."""
-GRID = 1e-3
-"""Of privacy losses, rounded up: ten times as coarse as dp-accounting's own, for a tenth of the time and .0001 more epsilon."""
+COARSE, FINE = 1e-3, 1e-4
+"""Grids to which privacy losses are rounded up. The one ten times as coarse as dp-accounting's own takes a tenth of the time;
+of rounds whose losses are large beside it, it tells .0001 more epsilon."""
+RESOLUTION = 0.1
+"""The grid's step, as a share of a round's usual loss: much coarser ones tell more epsilon than Renyi divergences do."""
 ORDERS = (*range(2, 33), 40, 48, 64, 96, 128, 256)
 """Of Renyi divergences: whole ones, whose formula is exact for sampled Gaussian noise."""
 
@@ -153,13 +159,21 @@ def spent_by(rounds: Mapping[Round, int], delta: float) -> float:
 
     if not any(rounds.values()):
         return 0.0
-    tight = _composed(PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, GRID), rounds, delta)
+    wanted = RESOLUTION * _usual_loss(rounds)
+    grid = min(COARSE, max(FINE, wanted))  # a coarser one than is wanted, or a delta below what is cut off, tells too much
+    tight = _composed(PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, grid), rounds, delta)
     loose = _by_divergences(rounds, delta)
-    if tight > loose * (1 + TOLERANCE) + TOLERANCE:
+    if grid <= wanted and isfinite(tight) and tight > loose * (1 + TOLERANCE) + TOLERANCE:
         raise ContradictionError(
             f"by privacy loss distributions epsilon is {tight}, by Renyi divergences {loose}: one must be wrong."
         )
-    return tight
+    return min(tight, loose)
+
+
+def _usual_loss(rounds: Mapping[Round, int]) -> float:
+    """About the standard deviation of one round's privacy loss, over all rounds."""
+    squares = sum(count * (kind.sampling / kind.noise) ** 2 for kind, count in rounds.items())
+    return sqrt(squares / sum(rounds.values()))
 
 
 def _by_divergences(rounds: Mapping[Round, int], delta: float) -> float:
@@ -212,6 +226,8 @@ def noise_for(
         high = float(brentq(excess, LEAST, MOST, args=(_by_divergences,), xtol=1e-4))  # the looser account is quick
     elif excess(MOST, spent_by) > 0:
         raise BudgetError(f"no noise below {MOST:g} keeps these rounds within epsilon {epsilon:g}: plan fewer, or allow more.")
+    while excess(high, spent_by) > 0:  # the quick account's root is found up to rounding only
+        high *= 1.0005
     low = high / 2
     while excess(low, spent_by) <= 0:
         low, high = low / 2, low

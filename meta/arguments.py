@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from backbones.threads import usable_cores
 
 FLAGS = ("users", "backbone", "placement", "gates", "data", "data_root", "source", "shots", "max_users")
 """Flags that are arguments of the environment under the same names."""
+FILES = ("data", "data_root", "init", "source", "table", "weights")
+"""Arguments of environments that may be files or folders."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,20 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, as arguments of an environment."""
     found = {name: getattr(args, name) for name in FLAGS}
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items() if value is not None}
+
+
+def whole_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments of an environment, files and folders that are there by their whole paths.
+
+    Then they mean the same to whoever reads them in another working folder. What is no file (a model's name on a hub) stays.
+    """
+
+    def whole(value: str) -> str:
+        path = Path(value).expanduser()
+        there = path.exists() or path.with_name(f"{path.name}.json").exists()  # artefacts are named without their suffix
+        return os.path.abspath(path) if path.name and there else value  # unlike resolve(), it keeps the names of links
+
+    return {name: whole(value) if name in FILES and isinstance(value, str) else value for name, value in arguments.items()}
 
 
 def show_log() -> None:

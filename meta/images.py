@@ -54,6 +54,8 @@ def pretrained_resnet(
     """
     if population.fitting is None or not len(population.fitting):
         raise ValueError(f"population {population.name!r} has no `fitting` images to pre-train resnet-small on.")
+    if pretrain_epochs < 1:
+        raise ValueError(f"pretrain_epochs must be at least 1, got {pretrain_epochs}.")
     AUGMENTATIONS.get(augment)
     seed = seed if pretrain_seed is None else pretrain_seed
     main = Labelled(_images(population, population.fitting), population.fitting.labels)

@@ -1,7 +1,7 @@
 """The population model: a frozen backbone and a classifier, fitted on examples that nobody is rewarded on."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -38,6 +38,11 @@ def further_arguments(name: str) -> set[str]:
     return {*signature(_factory(name)).parameters} - {"population", "folder", "seed"}
 
 
+def check_backbone(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for an argument of :func:`population_model` for this backbone that is of another type."""
+    check_types(_factory(name), arguments, f"backbone {name!r}")
+
+
 def _factory(name: str) -> Callable[..., Any]:
     return FITTERS.get(name) if name in list(FITTERS) else BACKBONES.get(name)
 
@@ -60,7 +65,7 @@ def population_model(name: str, population: Population, folder: Path, seed: int 
     Raises:
         ValueError: if there is nothing to fit the classifier on, or a class is missing from it.
     """
-    check_types(_factory(name), kwargs, f"backbone {name!r}")
+    check_backbone(name, kwargs)
     if name in list(FITTERS):
         return FITTERS.get(name)(population, folder, seed, **kwargs)
     made = make_backbone(name, **kwargs)

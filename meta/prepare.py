@@ -10,8 +10,8 @@ from backbones.artefacts import cache_root
 from backbones.pathways import make_pathways
 from backbones.prices import costs_of
 from backbones.typed import check_types
+from meta.model import check_backbone, population_model
 from meta.model import further_arguments as of_backbone
-from meta.model import population_model
 from users import population_factory
 from users.batch import Prepared
 from users.describe import describe
@@ -74,3 +74,10 @@ def prepared(
 def further_arguments(arguments: Mapping[str, Any]) -> set[str]:
     """Names of what :func:`prepared` takes as ``more``, for the ``users`` and ``backbone`` among the arguments."""
     return ({*signature(population_factory(arguments["users"])).parameters} | of_backbone(arguments["backbone"])) - {"seed"}
+
+
+def check_further(arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for one of :func:`further_arguments` that is of another type than population or backbone take."""
+    factory, backbone = population_factory(arguments["users"]), arguments["backbone"]
+    check_types(factory, arguments, f"population {arguments['users']!r}")
+    check_backbone(backbone, {name: value for name, value in arguments.items() if name in of_backbone(backbone)})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,11 +26,13 @@ _PREPARING = Lock()
 
 
 def ready(backbone: Backbone, inputs: Any) -> Tensor:
-    """Raw inputs (a tensor of images, a list of texts) as the backbone reads them, ``[M, ...]``.
+    """Raw inputs (a tensor or array of images, a list of texts) as the backbone reads them, ``[M, ...]``.
 
     Raises:
         ValueError: for no inputs, the wrong kind or shape, or values that are not finite.
     """
+    if isinstance(inputs, np.ndarray):
+        inputs = inputs.tolist() if inputs.dtype.kind in "OU" else torch.from_numpy(inputs.copy())
     if hasattr(inputs, "__len__") and not len(inputs):
         raise ValueError("there is no input; give one at least.")
     reference = backbone.reference_inputs()
@@ -72,7 +75,12 @@ def labelled(backbone: Backbone, inputs: Any, labels: Sequence[int] | Tensor, cl
         raise ValueError(f"{len(found)} inputs but {len(targets)} labels; give every input one label.")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:
         raise ValueError(f"labels must be 0 to {classes - 1}, got {int(targets.min())} to {int(targets.max())}.")
-    return Examples(found, targets.long())
+    return Examples(_own(found), _own(targets.long()))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What was made in inference mode takes part in no gradient; a copy does."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _described(tensor: Tensor) -> str:

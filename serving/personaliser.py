@@ -6,7 +6,6 @@ Shapes: U users, M inputs, C classes, P pathways.
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,8 @@ class Personaliser:
 
         Args:
             user: any string.
-            inputs: the labelled examples, as the backbone reads them: images ``[N, ...]``, a list of texts.
+            inputs: the labelled examples, as the backbone reads them: images ``[N, ...]`` (a tensor or an array), a list of
+                texts.
             labels: ``[N]`` class indices.
             cost_weight: the price of parameters; None: the one that the policy was trained for.
 
@@ -145,10 +145,11 @@ class Personaliser:
         """
         return self.enroll_many({user: (inputs, labels)}, cost_weight)[user]
 
+    @torch.inference_mode(False)  # adapters are made by gradients, wherever the caller may be
     def enroll_many(
         self, users: Mapping[str, tuple[Any, Sequence[int] | Tensor]], cost_weight: float | None = None
     ) -> dict[str, Enrolled]:
-        """As :meth:`enroll`, for several users in one program: all of them or none."""
+        """As :meth:`enroll`, for several users in one program (those with images of one size): all of them or none."""
         backbone, classes = self.pathways.model.backbone, self.pathways.model.num_classes
         shown = {}
         for user, (inputs, labels) in users.items():
@@ -168,13 +169,13 @@ class Personaliser:
         return weight
 
     def _enrolled(self, shown: Mapping[str, Examples], price: float) -> dict[str, Enrolled]:
-        records, out = {}, {}
-        for start in range(0, len(shown), TOGETHER):
-            for user, (record, given) in self._made(dict(islice(shown.items(), start, start + TOGETHER)), price).items():
-                records[user], out[user] = record, given
-        self._store.put(records)
-        self._drop(records)
-        return out
+        made: dict[str, tuple[bytes, Enrolled]] = {}
+        for alike in _by_size(shown):
+            for start in range(0, len(alike), TOGETHER):
+                made |= self._made({user: shown[user] for user in alike[start : start + TOGETHER]}, price)
+        self._store.put({user: made[user][0] for user in shown})
+        self._drop(shown)
+        return {user: made[user][1] for user in shown}
 
     def _made(self, shown: Mapping[str, Examples], price: float) -> dict[str, tuple[bytes, Enrolled]]:
         """Users' records, not yet stored, and what is in them."""
@@ -301,6 +302,7 @@ class Personaliser:
         flat = self.pathways.model.backbone.trimmed(inputs.flatten(0, 1))
         return self.pathways.forward(flat.unflatten(0, inputs.shape[:2]), weights, gates).float()
 
+    @torch.inference_mode(False)
     def update(self, user: str, inputs: Any, labels: Sequence[int] | Tensor, cost_weight: float | None = None) -> Enrolled:
         """New examples of an enrolled user: the mask is chosen and the adapter made anew, from new and earlier ones.
 
@@ -381,6 +383,14 @@ class Personaliser:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _by_size(shown: Mapping[str, Examples]) -> list[list[str]]:
+    """Users whose images are of one size, and can be computed together; texts all can."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for user, examples in shown.items():
+        found.setdefault(tuple(examples.inputs.shape[1:]) if examples.inputs.is_floating_point() else (), []).append(user)
+    return [*found.values()]
 
 
 def framed(adapter: bytes, examples: bytes = b"") -> bytes:

@@ -4,11 +4,13 @@ import os
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from toys import COUNT, toy
 
+from backbones.images import as_images
 from users.base import Examples
 from users.items import ImageFiles, TensorItems, TextItems
 
@@ -90,6 +92,26 @@ def test_an_image_that_cannot_be_read_is_named_with_a_cure(pictures, damage):
     pictures.take([0, 2])
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} cannot be read .*mend the file or take its row out"):
         pictures.take([0, 1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_sixteen_bits_look_as_those_of_eight_do(tmp_path, channels):
+    shades = np.arange(0, 256, 17, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray((shades * 257).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(shades.astype(np.uint8)).save(tmp_path / "usual.png")
+    pictures = ImageFiles((tmp_path / "deep.png", tmp_path / "usual.png")).take([0, 1])
+    assert pictures[0].mode.startswith("I")
+    for size in ((4, 4), (6, 8)):
+        deep, usual = as_images(pictures, channels, size)
+        assert deep.shape == (channels, *size)
+        torch.testing.assert_close(deep, usual, atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("F", np.float32), ("I", np.int32)])
+def test_images_whose_white_is_unknown_are_named_with_a_cure(tmp_path, mode, kind):
+    Image.fromarray(np.full((4, 4), 0.5 if mode == "F" else 70_000, dtype=kind)).save(tmp_path / "vague.tiff")
+    with pytest.raises(ValueError, match=rf"vague\.tiff holds numbers of 32 bits .*mode {mode}.*8 or 16 bits per channel"):
+        as_images(ImageFiles((tmp_path / "vague.tiff",)).take([0]), 3, (4, 4))
 
 
 @pytest.mark.parametrize(

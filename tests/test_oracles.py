@@ -266,6 +266,30 @@ def test_remembered_weights_give_what_recomputed_ones_give(digits, live):
     np.testing.assert_allclose(last.loss, fresh.evaluate(users, plans).loss, atol=1e-6)
 
 
+def test_adapted_weights_are_remembered_only_where_somebody_goes_on_from_them(digits, live):
+    users = digits.users("train")[:3]
+    plans = random_masks(9, len(digits.pathways), seed=5).reshape(3, 3, -1)
+    oracle = LiveOracle(Prepared(live.pathways, live.population), live.init)
+    oracle.evaluate(users, plans[:, 0])
+    assert not oracle._recent and oracle.adaptations == 3
+    for rounds, adaptations in ((2, 9), (3, 12)):  # the first time it is not known yet
+        oracle.evaluate(users, plans[:, :rounds])
+        assert oracle._recent and oracle.adaptations == adaptations
+
+
+@pytest.mark.parametrize("wrong", [-1, 10_000])
+def test_positions_where_nobody_is_are_refused(digits, live, wrong):
+    plans = random_masks(2, len(digits.pathways))[:, None]
+    users = np.array([0, wrong])
+    for ask in (
+        lambda: live.measure(users, plans, ("validation",)),
+        lambda: live.adapted(users, plans),
+        lambda: digits.observe(users, plans),
+    ):
+        with pytest.raises(IndexError, match=rf"no user at position {wrong}; the population has {len(digits.user_ids)}"):
+            ask()
+
+
 def test_the_order_of_masks_matters_over_rounds(digits, live):
     users, pathways = digits.users("val")[:1], len(digits.pathways)
     masks = np.eye(pathways, dtype=bool)

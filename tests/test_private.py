@@ -10,8 +10,8 @@ import torch
 from scipy.stats import norm
 
 from backbones.artefacts import ArtefactError, load_artefact
-from meta import train
-from meta.accountant import Accountant, BudgetError, Round, noise_for, spent_by, usual_delta
+from meta import accountant, train
+from meta.accountant import Accountant, BudgetError, ContradictionError, Round, noise_for, spent_by, usual_delta
 from meta.inner import MetaInit
 from meta.learned import learned_init, trainer_for
 from meta.masks import masks_for
@@ -72,6 +72,31 @@ def test_the_least_noise_for_a_budget_is_found():
         noise_for(spent_by(nearly, delta) + 1e-6, delta, [(0.04, 60)], nearly)
     with pytest.raises(BudgetError, match="is spent already, of a budget of 1"):
         noise_for(1.0, delta, [(0.02, 1)], before)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "sampling", "rounds", "noise"),
+    [
+        (0.1, 1e-6, 0.01, 5_000, 25.86),
+        (0.5, 1e-5, 0.005, 20_000, 5.04),
+        (0.2, 1e-5, 0.01, 5_000, 11.59),
+        (0.1, 1e-5, 0.02, 2_000, 27.60),
+        (1.0, 1e-5, 0.002, 100_000, 2.469),
+        (3.0, 1e-15, 0.02, 500, 1.56),  # such tails are cut off by one of the accounts
+    ],
+)
+def test_rounds_that_lose_little_each_are_accounted_for(epsilon, delta, sampling, rounds, noise):
+    found = noise_for(epsilon, delta, [(sampling, rounds)])
+    assert found == pytest.approx(noise, rel=0.005)
+    kind = Round("x", sampling, found)
+    assert 0.98 * epsilon < spent_by({kind: rounds}, delta) <= epsilon
+    assert spent_by({kind: rounds}, delta) <= accountant._by_divergences({kind: rounds}, delta)
+
+
+def test_accounts_that_contradict_each_other_are_refused(monkeypatch):
+    monkeypatch.setattr(accountant, "_by_divergences", lambda rounds, delta: 1.0)
+    with pytest.raises(ContradictionError, match="one must be wrong"):
+        spent_by({Round("x", 0.02, 1.0): 500}, usual_delta(10_000))
 
 
 def test_a_round_beyond_the_budget_is_refused_and_not_taken_down():

@@ -12,12 +12,17 @@ from agents.checkpoint import choose_masks, load_policy
 from agents.private import PrivateSettings, begun, check_rules, learn_private, new_policy, policy_updates, scorer
 from agents.rivals import best_static
 from backbones.artefacts import ArtefactError, load_artefact, save_artefact
+from envs.modelled import scenario_from
 from envs.rules import Rules
 from envs.scenario import load_scenario
 from meta import train
 from meta.accountant import Accountant, spent_by
+from meta.inner import MetaInit
 from meta.private import Privacy, PrivateRounds
 from meta.store import KIND
+from tests import tastes
+from users.base import Examples
+from users.items import TensorItems
 
 RULES = Rules(0.1)
 SMALL = {"train_users": 40, "val_users": 8, "test_users": 6, "pretrain_epochs": 1}
@@ -203,6 +208,24 @@ def test_observations_are_standardised_on_val_users_alone(private_init):
     assert usual.fingerprint != seen.fingerprint
     with pytest.raises(ValueError, match="not 'test'"):
         load_scenario("modelled", **arguments(private_init, observed_on="test"))
+
+
+def test_items_of_train_users_alone_are_not_in_what_a_private_policy_says(tmp_path):
+    """Or else whoever guesses somebody's text could confirm it by the policy's file."""
+    people = tastes.population(tastes.biased)
+    first, *others = people.train
+    secret = len(people.items)  # an item that nobody else has
+    mine = replace(first, support=Examples(torch.full_like(first.support.inputs, secret), first.support.labels))
+
+    def seen(value):
+        items = TensorItems(torch.cat([people.items.values, torch.full((1, 1, 4, 4), value)]))
+        data = tastes.seen_through(replace(people, train=(mine, *others), items=items))
+        start = MetaInit(data.pathways.start(0), torch.full((1, data.pathways.num_pathways), 0.1), torch.ones(2).bool())
+        return scenario_from(data, start, "toy", "side", None, observed_on="val")
+
+    one, other = seen(0.2), seen(0.8)
+    assert one.fingerprint != other.fingerprint
+    assert one.without_users == other.without_users
 
 
 def test_a_policy_learned_from_public_users_spends_nothing_further(private_init, tmp_path, capsys):

@@ -248,11 +248,26 @@ def test_images_of_two_sizes_or_too_large_for_half_precision_are_kept_or_refused
         personaliser.enroll(user, inputs, labels, 0.1)
         larger = torch.nn.functional.pad(inputs[:2], (0, 1, 0, 1))
         with pytest.raises(ValueError, match="images of different sizes"):
-            personaliser.enroll_many({"ann": (inputs, labels), "bob": (larger, labels[:2])}, 0.1)
+            personaliser.update(user, larger, labels[:2])
     shelf = Shelf(4)
     loud = Examples(inputs * 1e5, labels)
     assert torch.equal(shelf.unpack(shelf.pack(loud)).inputs, loud.inputs[-4:])
     assert shelf.unpack(shelf.pack(Examples(inputs, labels))).inputs.sub(inputs[-4:]).abs().max() < 0.01
+
+
+def test_users_whose_images_are_of_different_sizes_are_enrolled_together(scenario, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.personaliser.TOGETHER", 2)
+    shown = dict([*people(scenario).items()][:6])
+    for user in [*shown][::2]:
+        inputs, labels = shown[user]
+        shown[user] = torch.nn.functional.pad(inputs, (0, 2, 0, 1)), labels
+    with serve(scenario, tmp_path) as personaliser:
+        together = personaliser.enroll_many(shown, 0.1)
+        assert [*together] == [*shown]
+        answers = [personaliser.predict([user], inputs[:1]) for user, (inputs, _) in shown.items()]
+        assert together == {user: personaliser.enroll(user, *each, 0.1) for user, each in shown.items()}
+        for (user, (inputs, _)), answer in zip(shown.items(), answers, strict=True):
+            torch.testing.assert_close(personaliser.predict([user], inputs[:1]), answer, atol=3e-3, rtol=3e-3)
 
 
 def test_no_more_examples_are_kept_than_was_said(scenario, tmp_path):
@@ -321,6 +336,34 @@ def test_examples_that_make_no_sense_are_refused_and_nobody_is_enrolled(scenario
         with pytest.raises(ValueError, match=f"user 'bob': .*{said}"):
             personaliser.enroll_many({"ann": fine, "bob": (inputs, labels)}, 0.1)
         assert personaliser.stats()["enrolled"] == 0
+
+
+def test_arrays_of_images_are_as_good_as_tensors(scenario, tmp_path):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    with serve(scenario, tmp_path) as personaliser:
+        first = personaliser.enroll(user, inputs, labels, 0.1), personaliser.predict([user] * 3, inputs[:3])
+        again = (
+            personaliser.enroll(user, inputs.numpy(), labels.numpy(), 0.1),
+            personaliser.predict([user] * 3, inputs[:3].numpy()),
+        )
+        assert first[0] == again[0] and torch.equal(first[1], again[1])
+        shades = (inputs * 255).round().to(torch.uint8)
+        backwards = shades.numpy()[::-1]  # of negative strides, which torch does not know
+        assert torch.equal(ready(personaliser.pathways.model.backbone, backwards), shades.flip(0).float() / 255)
+        with pytest.raises(ValueError, match=r"give them as one tensor \[N, channels, H, W\]"):
+            personaliser.enroll(user, [*inputs.numpy()], labels, 0.1)
+
+
+def test_users_are_enrolled_and_updated_in_inference_mode_too(scenario, tmp_path):
+    user, (inputs, labels) = next(iter(people(scenario).items()))
+    with serve(scenario, tmp_path, keep=4) as personaliser:
+        expected = personaliser.enroll(user, inputs, labels, 0.1), personaliser.predict([user] * 3, inputs[:3])
+        with torch.inference_mode():
+            assert personaliser.enroll(user, inputs * 1, labels * 1, 0.1) == expected[0]
+            assert torch.equal(personaliser.predict([user] * 3, inputs[:3]), expected[1])
+            personaliser.update(user, inputs[:5] * 1, labels[:5] * 1)
+        with torch.no_grad():
+            assert personaliser.enroll(user, inputs, labels, 0.1) == expected[0]
 
 
 def test_questions_that_make_no_sense_are_refused(scenario, served):

@@ -210,12 +210,12 @@ def test_numbers_are_classes_in_the_order_of_their_size(tmp_path):
     assert table(write(tmp_path / "u.csv", ratings(labels=("10", "9", "b")))).class_names == ("10", "9", "b")
 
 
-def test_labels_and_ids_are_stripped_but_not_texts(tmp_path):
+def test_labels_ids_and_texts_are_stripped(tmp_path):
     rows = [
         row | {"user_id": f" {row['user_id']} ", "label": f"{row['label']} ", "text": f" {row['text']}"} for row in ratings()
     ]
     population = table(write(tmp_path / "t.csv", rows))
-    assert population.class_names == ("bad", "good") and all(text[0] == " " for text in population.items.texts)
+    assert population.class_names == ("bad", "good") and all(text == text.strip() for text in population.items.texts)
     assert {user.user_id for user in population.users} <= {row["user_id"] for row in ratings()}
 
 
@@ -397,6 +397,18 @@ def parquet(path, rows, **kinds):
     return path
 
 
+def test_texts_are_the_same_whatever_white_space_is_around(tmp_path):
+    rows = ratings()
+    again = [row | {"text": f" {row['text']}\t"} for row in rows]
+    (tmp_path / "spaced").mkdir()
+    spaced = table(write(tmp_path / "spaced" / "t.csv", rows + again))
+    assert same(table(write(tmp_path / "t.csv", rows)), spaced)
+    assert any("320 rows left out" in note for note in spaced.notes)
+    for user in spaced.users:
+        shown, asked = ({*texts_of(spaced, getattr(user, role))} for role in ("support", "query"))
+        assert not shown & asked
+
+
 def test_parquet_is_as_good_as_csv(tmp_path):
     rows = ratings(labels=(1, 2, 3))
     first = table(write(tmp_path / "t.csv", rows))
@@ -411,6 +423,14 @@ def test_parquet_names_rows_that_lack_a_value(tmp_path):
     rows = ratings()
     rows[3]["label"], rows[60]["text"] = None, None
     assert "2 rows left out (a value is missing): row 4, 61" in table(parquet(tmp_path / "t.parquet", rows)).notes
+
+
+def test_parquet_whose_missing_numbers_are_not_null_lacks_them_all_the_same(tmp_path):
+    rows = [row | {"user_id": float(row["user_id"][1:]), "label": float(row["label"])} for row in ratings(labels=(1, 2))]
+    rows[3]["label"], rows[60]["user_id"] = float("nan"), float("nan")
+    population = table(parquet(tmp_path / "t.parquet", rows))
+    assert "2 rows left out (a value is missing): row 4, 61" in population.notes
+    assert "nan" not in {user.user_id for user in population.users}
 
 
 def test_parquet_that_is_broken_or_holds_something_else(tmp_path):

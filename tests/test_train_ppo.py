@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 from runs import SHORT, TWO_ROUNDS, final, refused, resume, start, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import evaluate, train_ppo
+import envs
+from agents import evaluate, learning, train_ppo
 from agents.checkpoint import choose_plans, load_policy
 from agents.comparison import METHODS
 from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
@@ -19,8 +22,12 @@ from backbones.artefacts import load_artefact
 from envs.oracles import Oracle
 from envs.planted import planted
 from envs.rules import Rules
+from envs.scenario import _load
+from eval import headline
+from meta.arguments import whole_paths
 
 METHOD_KEYS = {"reward", "accuracy", "cost", "active_fraction", "distinct_masks", "labels_used"}
+DIGITS = ["--env", "dsa/DigitsResNet-v0", "--env-kwargs", "train_users:4", "val_users:2", "test_users:2"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,27 @@ def test_the_summary_has_its_documented_keys(learned):
     assert test["gap_closed_ci95"][0] <= test["gap_closed"] <= test["gap_closed_ci95"][1]
 
 
+def test_with_one_test_user_whose_mask_nobody_else_can_have_a_run_ends_with_its_table(tmp_path, capsys, monkeypatch):
+    some = planted(users=8)
+    lone = replace(some, splits={**some.splits, "test": some.users("test")[:1]})
+    monkeypatch.setattr(RunConfig, "scenario", lambda *_: lone)
+    test = train(tmp_path / "run", *SHORT[:2], "-n", "64", "-P", "n_envs:8", "-P", "n_steps:8", "-P", "batch_size:64")["test"]
+    assert test["n_users"] == 1 and "shuffled" not in test["methods"] and "all_on" in test["methods"]
+    assert test["ppo_minus_shuffled"] is None and "two users" in test["ppo_minus_shuffled_reason"]
+    assert "ppo - shuffled: not defined, masks can be dealt out" in capsys.readouterr().out
+    run = headline.read_run(tmp_path / "run")[0]
+    assert " |  | " in headline.conclusions({0.1: [run]})[2]
+
+
+def test_the_thread_that_writes_curves_ends_with_the_training(tmp_path):
+    few = ["--env", "dsa/Planted-v0", "--env-kwargs", "users:8", "-P", "n_envs:8", "-P", "n_steps:8", "-P", "batch_size:64"]
+    config = train_ppo.read_settings(train_ppo.parse([*few, "-n", "64"]))
+    before = threading.active_count()
+    learning.learn(config, config.scenario(), tmp_path, progress=False)
+    assert threading.active_count() == before
+    assert [*(tmp_path / "tensorboard").glob("events.out.tfevents.*")]
+
+
 def test_the_documented_methods_are_all_there():
     assert {*METHODS} == {
         "ppo", "all_on", "all_off", "best_static", "random", "shuffled", "gradient_norm", "relative_gradient",
@@ -86,6 +114,32 @@ def test_users_csv_has_one_row_per_test_user_and_agrees_with_the_summary(learned
         assert mean == pytest.approx(summary["test"]["methods"][method]["reward"])
     right = [np.mean([a == b for a, b in zip(row["ppo_mask"], row["best_mask"], strict=True)]) for row in rows]
     assert [float(row["ppo_accuracy"]) for row in rows] == pytest.approx(right)
+
+
+def test_a_run_on_a_file_of_its_working_folder_is_asked_about_from_another(tmp_path, monkeypatch):
+    for file in (Path(envs.__file__).parent / "data").iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    few = ["-n", "64", "-P", "n_envs:8", "-P", "n_steps:8", "-P", "batch_size:64", "-P", "search:false"]
+    first = train(tmp_path / "run", "--env", "dsa/Tabular-v0", "--env-kwargs", "table:digits-table", *few)
+    assert json.loads((tmp_path / "run/config.json").read_text())["env_kwargs"] == {"table": str(tmp_path / "digits-table")}
+    monkeypatch.chdir("elsewhere")
+    _load.cache_clear()
+    assert evaluate.evaluate_run(tmp_path / "run")["test"] == first["test"]
+
+
+def test_of_what_a_run_is_given_only_files_that_are_there_get_whole_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.csv").touch()
+    Path("start.json").touch()
+    Path("link").symlink_to("start.json")
+    flags = ["--users", "table", "--data", "reviews.csv", "--backbone", "bert", "--source", "some/model"]
+    args = train_ppo.parse([*flags, "--env-kwargs", "init:start"])
+    found = train_ppo.read_settings(args).env_kwargs
+    assert (found["data"], found["init"]) == (str(tmp_path / "reviews.csv"), str(tmp_path / "start"))
+    assert (found["source"], found["users"]) == ("some/model", "table")
+    assert whole_paths({"source": "link", "data": None}) == {"source": str(tmp_path / "link"), "data": None}
 
 
 def test_the_event_file_holds_the_documented_tags(learned):
@@ -191,9 +245,28 @@ def test_a_folder_with_files_is_refused_unless_overwriting_was_asked_for(tmp_pat
         (["--env-kwargs", "rounds=2"], ["name:value"]),
         (["--env-kwargs", "rounds:0"], ["rounds must be a whole number of at least 1"]),
         (["--env-kwargs", "usrs:80"], ["usrs", "users"]),
+        (["-P", "n_envs:abc"], ["n_envs must be of type int, got 'abc'"]),
+        (["-P", "n_envs:true"], ["n_envs must be of type int, got True"]),
+        (["-P", "average:x"], ["average must be of type float, got 'x'"]),
+        (["-P", "batch_size:abc"], ["batch_size must be of type int, got 'abc'"]),
+        (["-P", "batch_size:0"], ["batch_size must be at least 1"]),
+        (["-P", "learning_rate:fast"], ["learning_rate must be of type float, got 'fast'"]),
+        (["-P", "search:maybe"], ["search must be of type bool, got 'maybe'"]),
+        (["-P", "policy_kwargs:3"], ["policy_kwargs must be of type dict[str, typing.Any], got 3"]),
+        (["--env-kwargs", "layerwise:maybe"], ["layerwise must be of type bool, got 'maybe'"]),
+        (["--env-kwargs", "users:many"], ["users must be of type int, got 'many'"]),
+        ([*DIGITS, "--env-kwargs", "meta_steps:abc"], ["meta_steps must be of type int, got 'abc'"]),
+        ([*DIGITS, "--env-kwargs", "head_rate:fast"], ["head_rate must be of type float | None, got 'fast'"]),
+        ([*DIGITS, "--env-kwargs", "widths:16"], ["widths must be of type collections.abc.Sequence[int], got 16"]),
+        ([*DIGITS, "--env-kwargs", "shifts:7"], ["shifts must be of type collections.abc.Sequence[str] | str, got 7"]),
+        ([*DIGITS, "--env-kwargs", "shifts:noisey"], ["unknown shift 'noisey'. Did you mean 'noisy'"]),
+        ([*DIGITS, "--env-kwargs", "pretrain_epochs:0"], ["pretrain_epochs must be at least 1, got 0"]),
+        (["--device", "gpu"], ["unknown device 'gpu'; give cpu, cuda"]),
+        (["--device", "cuda"], ["there is no cuda here", "Leave --device out"]),
     ],
 )
-def test_mistakes_are_refused_with_a_suggestion_and_leave_no_run(arguments, words, tmp_path):
+def test_mistakes_are_refused_with_a_suggestion_and_leave_no_run(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder = tmp_path / "run"
     message = refused("--env", "dsa/Planted-v0", *arguments, "-f", folder)
     assert message.startswith("error: ")

@@ -7,7 +7,7 @@ from meta.inner import MetaInit, adapt, measure
 from users.base import ROLES, SPLITS, Examples, Population, User
 from users.batch import Batch, stack
 from users.digits import KINDS, POOLS, digits_pools, digits_population
-from users.items import TextItems
+from users.items import TensorItems, TextItems
 from users.shifts import SHIFTS, register_shift
 
 POOL_OF_ROLE = {
@@ -213,6 +213,14 @@ def test_an_unknown_shift_is_answered_with_a_suggestion():
         digits_population(0, 1, 1, 1, shifts=("none", "invertd"))
 
 
+def test_one_shift_may_be_given_by_its_name_alone():
+    assert same_people(*(digits_population(0, 2, 1, 1, shifts=shifts) for shifts in ("noisy", ["noisy"])))
+
+
+def same_people(first, second):
+    return first.fingerprint() == second.fingerprint()
+
+
 def test_a_registered_shift_is_used_where_it_is_named():
     register_shift("all-white", lambda images, labels, rng: (np.ones_like(images), labels))
     try:
@@ -359,6 +367,41 @@ def test_inputs_without_labels_are_refused(role):
     parts[role] = Examples(parts[role].inputs, parts[role].labels[:1])
     with pytest.raises(ValueError, match=f"user 'ann' has 2 {role} inputs but 1 labels"):
         User("ann", **parts)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_inputs_and_labels_of_another_type_are_refused_with_a_cure(role):
+    parts = {r: examples(2) for r in ROLES}
+    inputs, labels = parts[role].inputs, parts[role].labels
+
+    def among_others(wrong):
+        return Population("toy", 10, (user("bob"),), (user("cy"),), (User("ann", **parts | {role: wrong}),))
+
+    with pytest.raises(ValueError, match=rf"user 'ann' has {role} inputs of torch\.float64, .*\.float\(\)"):
+        among_others(Examples(inputs.double(), labels))
+    with pytest.raises(ValueError, match=rf"user 'ann' has {role} labels of torch\.int32; .*\.long\(\)"):
+        among_others(Examples(inputs, labels.int()))
+
+
+def test_fitting_examples_and_items_of_another_type_or_not_finite_are_refused():
+    people = {"train": (user("ann"),), "val": (user("bob"),), "test": (user("cy"),)}
+    some, poisoned = examples(3), torch.full((3, 1, 8, 8), torch.nan)
+    for wrong, message in (
+        ({"fitting": Examples(some.inputs.double(), some.labels)}, "has fitting inputs of torch.float64"),
+        ({"fitting": Examples(some.inputs, some.labels.int())}, "has fitting labels of torch.int32"),
+        ({"fitting": Examples(poisoned, some.labels)}, "has NaN or infinite fitting inputs"),
+        ({"items": TensorItems(poisoned)}, "has NaN or infinite items"),
+        ({"items": TensorItems(some.inputs.double())}, "has items of torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=f"population 'toy' {message}"):
+            Population("toy", 10, **people, **wrong)
+
+
+def test_positions_of_items_of_another_type_are_refused():
+    places = Examples(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.long))
+    people = {split: (User(split, places, places, places),) for split in SPLITS}
+    with pytest.raises(ValueError, match=r"user 'train' has support inputs of torch\.int32, positions of items are int64"):
+        Population("toy", 10, **people, items=TensorItems(torch.zeros(1, 1, 8, 8)))
 
 
 def test_integer_inputs_are_legal():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.base import hash_tensors
-from users.items import Items
+from users.items import Items, TensorItems
 from users.lazy import LazyUsers, OnDemand
 
 ROLES = ("support", "validation", "query")
@@ -36,6 +36,17 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def _check_finite(values: Tensor, whose: str, what: str) -> None:
+    if values.is_floating_point() and not values.isfinite().all():
+        raise ValueError(f"{whose} has NaN or infinite {what}; remove or impute those examples.")
+
+
+def _check_single(values: Tensor, whose: str, what: str) -> None:
+    """Raise ``ValueError`` for floating point numbers that population models do not compute with. Integers are no numbers."""
+    if values.is_floating_point() and values.dtype != torch.float32:
+        raise ValueError(f"{whose} {what} of {values.dtype}, and models compute in float32; convert them with .float().")
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,7 @@ class User:
                     f"user {self.user_id!r} has {len(examples.inputs)} {role} inputs but {len(examples.labels)} labels; "
                     "give every input one label."
                 )
-            if examples.inputs.is_floating_point() and not examples.inputs.isfinite().all():
-                raise ValueError(f"user {self.user_id!r} has NaN or infinite {role} inputs; remove or impute those examples.")
+            _check_finite(examples.inputs, f"user {self.user_id!r}", f"{role} inputs")
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,10 @@ class Population:
     def __post_init__(self) -> None:
         if self.folds is not None and (self.items is None or len(self.folds) != len(self.items)):
             raise ValueError(f"population {self.name!r} is cross-fitted: `folds` must have one entry for each of its `items`.")
+        mine = f"population {self.name!r}"
+        if isinstance(self.items, TensorItems):
+            _check_finite(self.items.values, mine, "items")
+            _check_single(self.items.values, f"{mine} has", "items")
         if empty := [split for split in SPLITS if not getattr(self, split)]:
             raise ValueError(f"population {self.name!r} has no {empty[0]} users; give it more users, or another split.")
         ids = self.ids
@@ -124,12 +138,18 @@ class Population:
             for role in ROLES:
                 self._check(getattr(user, role), f"user {user.user_id!r} has {role}")
         if self.fitting is not None and len(self.fitting):
-            self._check(self.fitting, f"population {self.name!r} has fitting")
+            _check_finite(self.fitting.inputs, mine, "fitting inputs")
+            self._check(self.fitting, f"{mine} has fitting")
 
     def _check(self, examples: Examples, whose: str) -> None:
         labels, places = examples.labels, examples.inputs
+        _check_single(places, whose, "inputs")
+        if labels.dtype != torch.int64:
+            raise ValueError(f"{whose} labels of {labels.dtype}; give class indices in int64: convert integers with .long().")
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(f"{whose} labels outside 0..{self.num_classes - 1}; map labels to class indices first.")
+        if self.items is not None and places.dtype != torch.int64:
+            raise ValueError(f"{whose} inputs of {places.dtype}, positions of items are int64; convert them with .long().")
         if self.items is not None and (places.min() < 0 or places.max() >= len(self.items)):
             raise ValueError(f"{whose} inputs outside 0..{len(self.items) - 1}, the items; give positions of items.")
 

@@ -57,7 +57,7 @@ def digits_population(
     train_users: int = 600,
     val_users: int = 120,
     test_users: int = 240,
-    shifts: Sequence[str] = KINDS,
+    shifts: Sequence[str] | str = KINDS,
     two_shifts: float = 1 / 3,
 ) -> Population:
     """A population in which every user sees the digits through a shift (or two) of their own.
@@ -72,7 +72,7 @@ def digits_population(
         train_users: users to learn from.
         val_users: users to choose by.
         test_users: users to report.
-        shifts: names from the registry of :mod:`users.shifts` to draw from, with equal probability.
+        shifts: names from the registry of :mod:`users.shifts` to draw from, with equal probability; or one name.
         two_shifts: share of users who have two different shifts (other than ``none``) at once.
 
     ``User.info`` holds ``shifts``, the names in the order in which they were applied ("inverted+noisy"), and ``group``.
@@ -80,6 +80,7 @@ def digits_population(
     Raises:
         ValueError: for an unknown shift, with a suggestion, or a number of users below one.
     """
+    shifts = (shifts,) if isinstance(shifts, str) else tuple(shifts)
     for name in shifts:
         SHIFTS.get(name)
     pools = digits_pools(seed)
@@ -88,7 +89,7 @@ def digits_population(
     for number, (split, count) in enumerate(counts.items()):
         if count < 1:
             raise ValueError(f"{split}_users must be at least 1, got {count}.")
-        source = _Source(seed, 1 + number, split, pools, tuple(shifts), two_shifts)
+        source = _Source(seed, 1 + number, split, pools, shifts, two_shifts)
         splits[split] = source.lazy(count) if count > MANY else tuple(map(source.user, range(count)))
     fitting = Examples(*pools.pretraining())
     train, val, test = (splits[name] for name in ("train", "val", "test"))

@@ -121,11 +121,12 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     contents: dict[str, int] = {}
     labels: dict[str, int] = {}
     places, flat = array("q"), array("q")
+    texts = columns[2] == "text"  # as users and labels, they are the same whatever white space is around; paths may not be
     for place, (user, label, content, *_) in tqdm(source.rows(columns), f"reading {source.path.name}", total, unit="row"):
         reader = reader_of.get(user.strip())
         if reader is None or not _complete(user, label, content):
             continue
-        item = contents.setdefault(content, len(contents))
+        item = contents.setdefault(content.strip() if texts else content, len(contents))
         if item == len(places):
             places.append(place)
         flat.extend((reader, item, labels.setdefault(label.strip(), len(labels))))
@@ -142,12 +143,12 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     kept = distinct[:, per_reader[distinct[0]] >= enough]
     items, place_of = np.unique(kept[1], return_inverse=True)
     used, label_of = np.unique(kept[2], return_inverse=True)
-    texts = list(contents)
+    named = list(contents)
     return Rows(
         [readers[number] for number in kept[0]],
         place_of,
         label_of,
-        tuple(texts[order[item]] for item in items),
+        tuple(named[order[item]] for item in items),
         tuple(places[order[item]] for item in items),
         tuple(names[c] for c in used),
         [user for user, own in zip(readers, per_reader, strict=True) if own < enough],

@@ -169,7 +169,7 @@ class ParquetSource(Source):
 
 
 def _text(cell: Any) -> str:
-    if cell is None:
+    if cell is None or cell != cell:  # not every writer of Parquet makes NaN null
         return ""
     whole = isinstance(cell, float) and cell.is_integer()  # pandas makes whole numbers floats where one is missing
     return str(int(cell) if whole else cell)

@@ -80,7 +80,9 @@ def vit_b_16(weights: str | None = "DEFAULT") -> PopulationModel:
             ``state_dict``; or None for random ones.
     """
     local = weights is not None and Path(weights).is_file()
-    network = get_model("vit_b_16", weights=None if local else weights)
+    with torch.random.fork_rng(devices=[]):  # random weights are the same whenever they are made
+        torch.manual_seed(0)
+        network = get_model("vit_b_16", weights=None if local else weights)
     if local:
         network.load_state_dict(torch.load(str(weights), weights_only=True, map_location="cpu"))
     return PopulationModel(ViT(network), network.heads.head.weight, network.heads.head.bias)
