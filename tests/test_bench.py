@@ -328,7 +328,7 @@ def test_the_command_writes_the_page_and_the_figures(tmp_path, monkeypatch, caps
 
 def test_without_peft_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"dynamic-sparse-adapters\[bench\]"):
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[bench\]'"):
         bench.main(["env", "--num-threads", "1"])
 
 

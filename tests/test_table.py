@@ -445,7 +445,7 @@ def test_parquet_that_is_broken_or_holds_something_else(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"pip install 'dynamic-sparse-adapters\[parquet\]', or save the table as \.csv"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[parquet\]', or save the table as \.csv"):
         table(put(tmp_path, b"PAR1", "t.parquet"))
 
 
