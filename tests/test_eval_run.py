@@ -206,22 +206,12 @@ def test_values_of_another_type_are_refused(pair, tmp_path):
         run(tmp_path, "base", "--env-kwargs", pair)
 
 
-def test_a_fold_that_there_is_not_is_refused_before_any_work(tmp_path):
+def test_a_fold_that_there_is_not_is_refused_before_any_work(tmp_path, monkeypatch):
     miniatures.popquorn(tmp_path / "data")
-    folds = [
-        "--env",
-        "dsa/PopquornBert-v0",
-        "--methods",
-        "base",
-        "--no-timing",
-        "--shown",
-        "--workers",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    monkeypatch.setenv("DSA_DATA_ROOT", str(tmp_path / "data"))
+    few = ["--methods", "base", "--no-timing", "--shown", "--workers", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match=r"fold 0 to 4, got .* 8"):
-        main([*folds, "--folds", "9", "--data-root", str(tmp_path / "data")])
+        main(["--env", "dsa/PopquornBert-v0", "--folds", "9", *few])
 
 
 def test_results_are_no_file(tmp_path):
