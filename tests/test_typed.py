@@ -14,11 +14,25 @@ from backbones.typed import check_types, fits, misfits
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        (3, int), (np.int64(3), int), (3, float), (np.float32(0.5), float), (True, bool), ("a", str), ("a", Path),
-        (None, str | None), ([1, 2], list[int]), ((1, 2), Sequence[int]), ([1, 2], tuple[int, ...]), ([], list[int]),
-        ({"a": [1]}, Mapping[str, list[int]]), ("x", Literal["x", "y"]), (object(), Any), (7, Callable[[int], str]), ("a", Sequence[str] | str),
+        (3, int),
+        (np.int64(3), int),
+        (3, float),
+        (np.float32(0.5), float),
+        (True, bool),
+        ("a", str),
+        ("a", Path),
+        (None, str | None),
+        ([1, 2], list[int]),
+        ((1, 2), Sequence[int]),
+        ([1, 2], tuple[int, ...]),
+        ([], list[int]),
+        ({"a": [1]}, Mapping[str, list[int]]),
+        ("x", Literal["x", "y"]),
+        (object(), Any),
+        (7, Callable[[int], str]),
+        ("a", Sequence[str] | str),
     ],
-)  # fmt: skip
+)
 def test_what_fits(value, hint):
     assert fits(value, hint)
 
@@ -26,11 +40,23 @@ def test_what_fits(value, hint):
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        (True, int), (False, float), (1, bool), ("3", int), (3.0, int), (3, str), (None, str), ("abc", Sequence[str]),
-        (3, list[int]), (["a"], list[int]), ([1], Mapping[str, int]), ({"a": "b"}, Mapping[str, int]), ({1: 1}, Mapping[str, int]),
-        ("z", Literal["x"]), (1.5, int | None),
+        (True, int),
+        (False, float),
+        (1, bool),
+        ("3", int),
+        (3.0, int),
+        (3, str),
+        (None, str),
+        ("abc", Sequence[str]),
+        (3, list[int]),
+        (["a"], list[int]),
+        ([1], Mapping[str, int]),
+        ({"a": "b"}, Mapping[str, int]),
+        ({1: 1}, Mapping[str, int]),
+        ("z", Literal["x"]),
+        (1.5, int | None),
     ],
-)  # fmt: skip
+)
 def test_what_does_not(value, hint):
     assert not fits(value, hint)
 
