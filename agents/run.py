@@ -14,7 +14,7 @@ import yaml
 from agents.policies import POLICIES
 from backbones.artefacts import write_atomically
 from backbones.registry import did_you_mean
-from backbones.typed import check_types, fits
+from backbones.typed import check_types
 from envs import known_spec
 from envs.rules import Rules
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
@@ -71,9 +71,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(RunConfig, vars(self), "settings")
-        if wrong := [name for name, value in self.ppo.items() if name in PPO_TYPES and not fits(value, PPO_TYPES[name])]:
-            kind = getattr(PPO_TYPES[wrong[0]], "__name__", PPO_TYPES[wrong[0]])
-            raise ValueError(f"settings: {wrong[0]} must be of type {kind}, got {self.ppo[wrong[0]]!r}.")
+        check_types(PPO_TYPES, self.ppo, "settings")
         if self.policy not in POLICIES:
             raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
         self._check_numbers()

@@ -12,13 +12,15 @@ PLAIN: dict[Any, tuple[type, ...]] = {
 """What may be given for a type: a whole number is a float as well, and text is a path."""
 
 
-def misfits(kind: type | Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
-    """Names of a dataclass's fields, or of a function's parameters, whose values are of another type."""
+def misfits(kind: type | Callable[..., Any] | Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Names of a dataclass's fields, of a function's parameters, or among given hints, whose values are of another type."""
     hints = _hints(kind)
     return [name for name, value in values.items() if name in hints and not fits(value, hints[name])]
 
 
-def _hints(kind: type | Callable[..., Any]) -> dict[str, Any]:
+def _hints(kind: type | Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(kind, Mapping):
+        return kind
     try:
         return get_type_hints(kind)
     except NameError:  # a plug-in's types may be imported for type checkers alone; nothing is said of it then
@@ -45,9 +47,9 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def check_types(function: type | Callable[..., Any], values: Mapping[str, Any], what: str) -> None:
-    """Raise ``ValueError`` if an argument is of another type than the function's hint; ``what``: it is, for the message."""
-    for name in misfits(function, values):
-        hint = _hints(function)[name]
+def check_types(kind: type | Callable[..., Any] | Mapping[str, Any], values: Mapping[str, Any], what: str) -> None:
+    """Raise ``ValueError`` if a value is of another type than the hint of its name; ``what``: it is, for the message."""
+    for name in misfits(kind, values)[:1]:
+        hint = _hints(kind)[name]
         kind = getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)
         raise ValueError(f"{what}: {name} must be of type {kind}, got {values[name]!r}.")

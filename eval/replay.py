@@ -100,8 +100,10 @@ def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[st
     """By position among the rows, what differs when they are measured again; only rows that do differ."""
     by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
     wrong: dict[int, list[str]] = {}
+    places = {(str(place.seed), "" if place.fold is None else str(place.fold)) for place in plan.places}
+    jobs = {tuple(format_cell(part) for part in (job.method, job.cost_weight, job.shown)) for job in plan.jobs()}
     for number, row in enumerate(rows):
-        if planned(plan, row):
+        if (row["seed"], row["fold"]) in places and (row["method"], row["cost_weight"], row["shown"]) in jobs:
             by_place[row["seed"], row["fold"]].append(number)
         else:
             wrong[number] = ["the plan has no such place, method, cost weight or size of support"]
@@ -116,13 +118,6 @@ def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[st
                 wrong[number] = found
         forget_scenarios()
     return wrong
-
-
-def planned(plan: Plan, row: Mapping[str, str]) -> bool:
-    """Whether a row is of a place and a job of the plan, as far as its cells can be read at all."""
-    places = {(str(place.seed), "" if place.fold is None else str(place.fold)) for place in plan.places}
-    jobs = {tuple(format_cell(part) for part in (job.method, job.cost_weight, job.shown)) for job in plan.jobs()}
-    return (row["seed"], row["fold"]) in places and (row["method"], row["cost_weight"], row["shown"]) in jobs
 
 
 def _again(measuring: Measuring, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], dict[str, str]]:

@@ -5,30 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from recording import RecordingOracle
 from varied import SLOTS, changed, ragged, random_masks
 
 from backbones.artefacts import ArtefactError
 from envs.core import PathwaySelection
-from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Oracle, Outcome
+from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Outcome
 from envs.planted import planted
 from meta.inner import MetaInit
 from users.base import Examples, User
 from users.batch import Prepared
-
-
-class RecordingOracle(Oracle):
-    """Notes every pair and role that gets through to the inner oracle."""
-
-    def __init__(self, inner):
-        self.inner, self.costs, self.asked = inner, inner.costs, []
-
-    def measure(self, users, plans, roles):
-        for user, plan in zip(users.tolist(), plans, strict=True):
-            self.asked.append((user, plan.tobytes(), roles))
-        return self.inner.measure(users, plans, roles)
-
-    def pairs(self):
-        return [(user, plan) for user, plan, _ in self.asked]
 
 
 @pytest.fixture

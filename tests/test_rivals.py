@@ -5,32 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from recording import RecordingOracle
 
 from agents.comparison import METHODS, compare, group_table, summarise, table
 from agents.rivals import best_static, candidate_masks, random_masks, searched, shuffled_masks, thresholded
 from backbones.costs import CostModel
 from envs.modelled import modelled_scenario
-from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, Oracle, all_masks
+from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, all_masks
 from envs.planted import planted
 from meta.inner import MetaInit
 from users.batch import Prepared
 
 SEEDS = range(5)
-
-
-class RecordingOracle(Oracle):
-    """Notes every user, plan and role that is asked for."""
-
-    def __init__(self, inner):
-        self.inner, self.costs, self.asked = inner, inner.costs, []
-
-    def measure(self, users, plans, roles):
-        for user, plan in zip(users.tolist(), plans, strict=True):
-            self.asked.append((user, plan.tobytes(), roles))
-        return self.inner.measure(users, plans, roles)
-
-    def users(self, *roles):
-        return {user for user, _, asked in self.asked if asked == roles}
 
 
 @pytest.fixture(scope="module")
