@@ -51,5 +51,5 @@ def check_types(kind: type | Callable[..., Any] | Mapping[str, Any], values: Map
     """Raise ``ValueError`` if a value is of another type than the hint of its name; ``what``: it is, for the message."""
     for name in misfits(kind, values)[:1]:
         hint = _hints(kind)[name]
-        kind = getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)
-        raise ValueError(f"{what}: {name} must be of type {kind}, got {values[name]!r}.")
+        called = getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)
+        raise ValueError(f"{what}: {name} must be of type {called}, got {values[name]!r}.")

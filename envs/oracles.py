@@ -216,9 +216,10 @@ class LiveOracle(Oracle):
 
     def _check_positions(self, users: Users) -> None:
         """Raise ``IndexError`` for a position at which nobody is: answers there would be whatever was in memory."""
-        wrong = users[(users < 0) | (users >= len(self.population.users))]
+        count = sum(len(self.population.indices(split)) for split in SPLITS)
+        wrong = users[(users < 0) | (users >= count)]
         if len(wrong):
-            raise IndexError(f"no user at position {wrong[0]}; the population has {len(self.population.users)}, from 0.")
+            raise IndexError(f"no user at position {wrong[0]}; the population has {count}, from 0.")
 
     def _chunks(self, users: Users):
         """Rows, split and positions within it, at most ``chunk`` users of one split at a time."""

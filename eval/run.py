@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
 from eval.rows import Measuring, single_thread
-from eval.run_facts import read_json
+from eval.run_facts import ResultsError, read_run
 from eval.timing import time_methods
 from eval.tuned import borrowed, entry_for, name_alone, settings_for, tuning
 from eval.world import PLACES, code_hash
@@ -311,8 +311,7 @@ def command_of(plan: Plan) -> str:
 def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
     """Measure what is missing, put the rows together and write the reports; how many rows failed."""
     facts = measure_all(plan, folder, workers, say_expected(plan, count_rows(folder)))
-    if (folder / "run.json").exists():  # of earlier calls, whose rows are kept
-        facts["smaller"] = {**read_json(folder / "run.json").get("smaller", {}), **facts["smaller"]}
+    facts["smaller"] = {**smaller_before(folder), **facts["smaller"]}
     failed = put_together(folder)
     body = {
         "format": FORMAT,
@@ -331,6 +330,14 @@ def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
         write_timing(plan, folder)
         write_report(read_results(folder), folder)
     return failed
+
+
+def smaller_before(folder: Path) -> Mapping[str, int]:
+    """What earlier calls, whose rows are kept, measured in smaller batches."""
+    try:
+        return read_run(folder).smaller
+    except ResultsError:  # there is none yet, or a spoiled one, in whose place this call puts another
+        return {}
 
 
 def write_timing(plan: Plan, folder: Path) -> None:

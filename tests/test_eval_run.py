@@ -173,6 +173,10 @@ def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):
     with pytest.raises(SystemExit):
         run(tmp_path, "base,brittle")  # the one user who fails, alone: the others' rows stay, and so does how they were made
     assert said in (tmp_path / "results.md").read_text()
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(SystemExit, match="1 rows failed"):  # as its error says, the same call mends it
+        run(tmp_path, "base,brittle")
+    assert json.loads((tmp_path / "run.json").read_text())["smaller"] == {}
 
 
 @pytest.mark.parametrize(
