@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import miniatures
 import numpy as np
@@ -14,8 +13,7 @@ import pytest
 
 from agents import train_ppo
 from agents.run import RunConfig
-from eval import ablation, populations
-from eval.populations import Row, over_seeds
+from eval import ablation
 from meta import train as meta_train
 
 QUIET = ["--no-progress", "--num-threads", "1"]
@@ -226,126 +224,6 @@ def test_readers_are_meta_trained_once(tmp_path, root, encoder, capsys):
 )
 def test_mistakes_before_meta_training_are_told_on_one_line(tmp_path, flags, words):
     assert words in refused(tmp_path, *flags, main=meta_train.main)
-
-
-# The table of real populations.
-
-
-SMALL = {
-    "jester": Row("jester, 20 ratings", "dsa/JesterBert-v0", 0.01, 0, "intercept"),
-    "popquorn": Row("popquorn, folds", "dsa/PopquornBert-v0", 0.1, 2, "intercept", ("--env-kwargs", "rank:2")),
-}
-
-
-@pytest.fixture(scope="module")
-def page_and_flags(tmp_path_factory, root, encoder):
-    folder = tmp_path_factory.mktemp("populations")
-    page = folder / "page.md"
-    page.write_text(f"before\n{populations.BEGIN}\nstale\n{populations.END}\nafter\n")
-    flags = [*SMALL, "--seeds", "1", "--data-root", str(root), "--runs", str(folder / "runs"), "--write", str(page)]
-    flags += [*encoder, *LITTLE, *TINY, *QUIET]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(populations, "ROWS", SMALL)
-        populations.main(flags)
-    return page, flags
-
-
-@pytest.fixture
-def small_rows(monkeypatch):
-    monkeypatch.setattr(populations, "ROWS", SMALL)
-
-
-def runs_of(page):
-    return sorted(path.name for path in (page.parent / "runs").iterdir())
-
-
-def test_both_tables_stand_between_the_markers_and_nothing_else_has_changed(page_and_flags):
-    page = page_and_flags[0].read_text()
-    assert page.startswith(f"before\n{populations.BEGIN}\n") and page.endswith(f"{populations.END}\nafter\n")
-    assert "stale" not in page
-    for title in ("jester, 20 ratings", "popquorn, folds"):
-        assert sum(line.startswith(f"| {title} |") for line in page.splitlines()) == 2
-    widths = {line.count("|") for line in page.splitlines() if line.startswith("|")}
-    assert widths == {9, 12}
-
-
-def test_folds_are_runs_of_their_own_and_put_together(page_and_flags):
-    page, _ = page_and_flags
-    folds = ["popquorn-folds-seed0-fold0", "popquorn-folds-seed0-fold1"]
-    assert runs_of(page) == ["jester-20-ratings-seed0", *folds]
-    users, rewards = [], []
-    for number, name in enumerate(folds):
-        config = RunConfig.load(page.parent / "runs" / name)
-        assert config.env_kwargs["fold"] == number and config.env_kwargs["rank"] == 2
-        with (page.parent / "runs" / name / "users.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        users += [row["user"] for row in rows]
-        rewards += [float(row["ppo_accuracy"]) for row in rows]
-    assert len(set(users)) == len(users)
-    (row,) = (line for line in page.read_text().splitlines() if line.startswith("| popquorn, folds |") and line.count("|") == 9)
-    assert row.split("|")[2].strip() == str(len(users))
-    assert row.split("|")[-2].strip() == f"{np.mean(rewards):.3f}"
-
-
-def test_the_command_is_named_without_the_machines_folder(page_and_flags, root):
-    page, _ = page_and_flags
-    assert "--data-root DATA" in page.read_text()
-    assert f"--data-root {root}" not in page.read_text()
-
-
-def test_finished_runs_are_not_repeated(page_and_flags, small_rows, monkeypatch):
-    page, flags = page_and_flags
-    before = page.read_text()
-    monkeypatch.setattr("eval.headline.train_ppo", lambda arguments: pytest.fail("trained again"))
-    populations.main(flags)
-    assert page.read_text() == before
-
-
-def test_other_settings_are_refused_on_one_line(page_and_flags, small_rows):
-    _, flags = page_and_flags
-    with pytest.raises(SystemExit, match=r"^error: .*made with other settings"):
-        populations.main([*flags, "-P", "n_steps:4"])
-
-
-def test_the_data_root_may_be_given_with_an_equals_sign(page_and_flags, small_rows, root, capsys):
-    _, flags = page_and_flags
-    place = flags.index("--data-root")
-    joined = [*flags[:place], f"--data-root={root}", *flags[place + 2 :]]
-    populations.main(joined)
-    assert f"--data-root={root}" not in capsys.readouterr().out
-
-
-def test_an_unknown_row_is_refused(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        populations.main(["jestr"])
-    assert exit_.value.code == 2
-    assert "unknown population 'jestr'; choose from unipen" in capsys.readouterr().err
-
-
-def test_a_row_has_a_run_per_fold():
-    row = populations.ROWS["popquorn"]
-    assert [name for name, _ in row.settings(2)] == [
-        f"popquorn-new-annotators-and-comments-seed2-fold{fold}" for fold in range(5)
-    ]
-    plain = replace(row, folds=0, extra=("--x", "y"))
-    assert plain.settings(1) == [("popquorn-new-annotators-and-comments-seed1", [*populations.WHOLE, "--x", "y"])]
-
-
-def figures(values):
-    return {"ppo": {"accuracy": np.array(values), "cost": np.array(values) / 2}}
-
-
-def test_users_are_averaged_over_the_seeds_that_have_them():
-    seeds = [(["a", "c", "b"], figures([0.1, 0.5, 0.3])), (["b", "d"], figures([0.9, 0.2])), (["c", "a"], figures([0.7, 0.3]))]
-    found = over_seeds(seeds)
-    np.testing.assert_allclose(found["ppo"]["accuracy"], [0.2, 0.6, 0.6, 0.2])  # a, b, c, d
-    np.testing.assert_allclose(found["ppo"]["cost"], [0.1, 0.3, 0.3, 0.1])
-
-
-def test_the_difference_of_two_methods_is_paired_over_users():
-    users = {"ppo": {"accuracy": np.array([0.9, 0.1, 0.5])}, "all_on": {"accuracy": np.array([0.8, 0.0, 0.4])}}
-    found = populations.Measured(populations.ROWS["jester"], users, []).difference("ppo", "all_on", "accuracy")
-    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
 # What each part of the embedding adds.
