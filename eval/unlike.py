@@ -87,7 +87,8 @@ def table(plan: Plan, found: dict[str, list[Halves]], simulated: bool) -> list[s
     fewer = "".join(f" ({name}: the first {count})" for name, count in seeds.items() if count < plan.seeds)
     weight = f", cost weight {plan.cost_weight:g}" if any(plan.method(name).trades for name in found) else ""
     said = (
-        f"`{plan.env}`, seeds 0 to {plan.seeds - 1}{fewer}{weight}; 95 % bootstrap intervals over users, those that both have."
+        f"`{plan.env}`, seeds 0 to {plan.seeds - 1}{fewer}{weight}; 95 % bootstrap intervals over users, those that both have. "
+        "Likest half: of a user's query examples, those whose frozen features have the greater mean cosine to the support's."
     )
     return [*lines, "", said]
 
