@@ -5,7 +5,6 @@ of test users, and what the policy's lead over them is. All figures are those of
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from pathlib import Path
 from eval.headline import write_between_markers
 from eval.report.contents import Summary, flipped, interval_text, measured
 from eval.report.tables import NONE, Line, Table, figure_text
-from eval.results import FORMAT
-from eval.run_facts import ResultsError
+from eval.run_facts import FORMAT, ResultsError, read_json
 
 BEGIN, END = "<!-- overview: begin -->", "<!-- overview: end -->"
 SUBJECT = "ppo"
@@ -31,12 +29,12 @@ def read_summary(folder: Path) -> Summary:
     """What ``eval.run`` or ``eval.report`` wrote.
 
     Raises:
-        ResultsError: if it is not there, of another version, or without the policy.
+        ResultsError: if it is not there, spoiled, of another version, or without the policy.
     """
     path = folder / "summary.json"
     if not path.is_file():
         raise ResultsError(f"{folder} has no summary.json: make it with python -m eval.run --out {folder}.")
-    summary: Summary = json.loads(path.read_text())
+    summary: Summary = read_json(path, f"python -m eval.report {folder} makes it again.")
     if summary.get("format") != FORMAT:
         raise ResultsError(
             f"{path} is of format {summary.get('format')}, this version reads {FORMAT}: python -m eval.report {folder}."

@@ -80,6 +80,8 @@ def test_folders_that_cannot_be_shown_are_refused_by_name(folders, tmp_path):
     other.mkdir()
     assert "two folders have the same name" in refused(folders / "readers", folders / "readers")
     summary = json.loads((folders / "readers" / "summary.json").read_text())
+    (other / "summary.json").write_text("{")
+    assert "cut short or edited? python -m eval.report" in refused(other)
     (other / "summary.json").write_text(json.dumps({**summary, "format": -1}))
     assert "is of format -1" in refused(other)
     del summary["methods"]["ppo"]
