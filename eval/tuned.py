@@ -27,7 +27,7 @@ HEADER = """\
 # users of query accuracy, less `cost_weight` (0.1 where it is not said) times cost for methods that trade. `trials`: spent;
 # of these `stopped_early` were given up at a fifth of their training and `failed` gave an error. `seconds_*`: of the winner,
 # on one machine. `search`: a hash of what the search was. `adopted`: there was none; the settings are those found in that
-# environment (`--adopt`). Fewer trials than the others': a second search in wider values (`--space`), where the best lay at an end.
+# environment (`--adopt`).
 """
 Entry = dict[str, Any]
 """What is kept of a method in an environment."""
