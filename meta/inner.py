@@ -3,6 +3,7 @@
 Shapes: U users, N examples per user, P pathways, C classes, K inner steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -136,12 +137,36 @@ def adapted(
     pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
     """Each user's query accuracy and loss, ``[U]`` each, after adaptation with their own row of ``gates [U, P]``."""
-    found = []
+    accuracy, loss = adapted_along(pathways, init, support, query, gates, (1,), chunk)
+    return accuracy[0], loss[0]
+
+
+def adapted_along(
+    pathways: Pathways,
+    init: MetaInit,
+    support: Rows,
+    query: Rows,
+    gates: Tensor,
+    repeats: Sequence[int],
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`adapted` after so many times the inner steps, ``[R, U]`` each.
+
+    Every one of the R ``repeats``, which rise, goes on from the one before: what it finds is what a start with its rates
+    repeated as often finds.
+    """
+    accuracies, losses = [], []
     for users in torch.arange(len(support)).split(chunk):
-        weights = adapt(pathways, init, support.rows(users), gates[users])
-        found.append(measure(pathways, weights, gates[users], query.rows(users)))
-    accuracy, loss = zip(*found, strict=True)
-    return torch.cat(accuracy), torch.cat(loss)
+        seen, asked, on = support.rows(users), query.rows(users), gates[users]
+        weights, found = stacked(init, len(users)), []
+        for times, before in zip(repeats, (0, *repeats), strict=False):
+            for _ in range(times - before):
+                weights = adapt(pathways, init, seen, on, weights)
+            found.append(measure(pathways, weights, on, asked))
+        accuracy, loss = zip(*found, strict=True)
+        accuracies.append(torch.stack(accuracy))
+        losses.append(torch.stack(loss))
+    return torch.cat(accuracies, 1), torch.cat(losses, 1)
 
 
 def adapted_accuracy(pathways: Pathways, init: MetaInit, support: Rows, query: Rows, gates: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ few examples might bear more steps than the start was trained with, so these are
 Shapes: U users, S numbers of examples, G factors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from backbones.pathways import Pathways
-from meta.inner import MetaInit, adapted_accuracy, share
+from meta.inner import MetaInit, adapted_accuracy, adapted_along, share
 from meta.masks import masks_for
 from users.batch import Batch
 
@@ -52,13 +53,12 @@ def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> 
         query: theirs.
     """
     shown = Shown.of(pathways, init, support, query)
-    best, worth = init, worth_of(shown.gains(init))
-    with tqdm(total=len(REPEATS) * (len(FACTORS) + PROMISING), desc="shrinkage of few examples", unit="setting") as bar:
-        for repeats in REPEATS:
-            longer = replace(init, rates=init.rates.repeat(repeats, 1))
-            for held in shown.promising(longer, bar):
-                tried = held.applied(longer)
-                found = worth_of(shown.gains(tried))
+    best, worth = init, worth_of(shown.gains(init)[0])
+    with tqdm(total=len(FACTORS) + len(REPEATS) * PROMISING, desc="shrinkage of few examples", unit="setting") as bar:
+        for repeats, promising in zip(REPEATS, shown.promising(init, bar), strict=True):
+            for held in promising:
+                tried = held.applied(replace(init, rates=init.rates.repeat(repeats, 1)))
+                found = worth_of(shown.gains(tried)[0])
                 bar.update()
                 gain = found - worth
                 if gain.mean() > (tried.steps > best.steps) * gain.std() / len(gain) ** 0.5:
@@ -113,25 +113,27 @@ class Shown:
         base = adapted_accuracy(pathways, init, support, query, ~everything).double().numpy()
         return Shown(pathways, support, query, order, (*(size for size in SIZES if size < most), most), masks, base)
 
-    def gains(self, init: MetaInit) -> NDArray[np.float64]:
-        """Accuracy on the query examples over the bare model's, of users who start at ``init``, ``[S, U]``."""
-        rows = []
+    def gains(self, init: MetaInit, repeats: Sequence[int] = (1,)) -> NDArray[np.float64]:
+        """Accuracy on the query examples over the bare model's, of users who start at ``init``.
+
+        After so many times its steps, which have to rise: ``[R, S, U]``.
+        """
+        sizes = []
         for size in self.sizes:
             some = first(self.support, self.order, size)
-            each = [adapted_accuracy(self.pathways, init, some, self.query, gates) for gates in self.masks]
-            rows.append(torch.stack(each).double().mean(0).numpy() - self.base)
-        return np.stack(rows)
+            each = [adapted_along(self.pathways, init, some, self.query, gates, repeats)[0] for gates in self.masks]
+            sizes.append(torch.stack(each).double().mean(0).numpy() - self.base)
+        return np.stack(sizes, 1)
 
-    def promising(self, init: MetaInit, bar: tqdm) -> list["Shrinkage"]:
-        """Those worth most by gains at :data:`FACTORS` and on the line between them, best first."""
+    def promising(self, init: MetaInit, bar: tqdm) -> list[list["Shrinkage"]]:
+        """For each of :data:`REPEATS` those worth most by gains at :data:`FACTORS` and on the line between them, best first."""
         counts = np.minimum((self.support.weights > 0).sum(1).numpy()[:, None], self.sizes).mean(0)
         columns = []
         for factor in FACTORS:
-            columns.append(self.gains(Shrinkage(factor).applied(init)).mean(1))
+            columns.append(self.gains(Shrinkage(factor).applied(init), REPEATS).mean(2))
             bar.update()
-        found, choices = np.stack(columns, 1), [Shrinkage(*choice) for choice in product(SCALES, PRIORS, SHARPNESS)]
-        worth = [worth_of(_read(found, held.weight(counts))[:, None])[0] for held in choices]
-        return [choices[place] for place in np.argsort(-np.array(worth), kind="stable")[:PROMISING]]
+        choices = [Shrinkage(*choice) for choice in product(SCALES, PRIORS, SHARPNESS)]
+        return [_best(found, choices, counts) for found in np.stack(columns, 2)]
 
 
 def worth_of(gains: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,6 +148,12 @@ def first(batch: Batch, order: Tensor, size: int) -> Batch:
     present = (batch.weights.gather(1, chosen) > 0).float()
     index, labels = batch.index.gather(1, chosen), batch.labels.gather(1, chosen)
     return Batch(batch.table, index, labels, present / present.sum(1, keepdim=True).clamp_min(1))
+
+
+def _best(found: NDArray[np.float64], choices: Sequence[Shrinkage], counts: NDArray[np.float64]) -> list[Shrinkage]:
+    """The :data:`PROMISING` choices worth most, by gains ``[S, G]`` of users with so many examples, ``[S]``."""
+    worth = [worth_of(_read(found, held.weight(counts))[:, None])[0] for held in choices]
+    return [choices[place] for place in np.argsort(-np.array(worth), kind="stable")[:PROMISING]]
 
 
 def _read(found: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray[np.float64]:

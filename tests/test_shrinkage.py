@@ -69,8 +69,17 @@ def test_gains_are_those_over_the_bare_model_of_users_who_showed_so_much(pathway
     some = first(support, shown.order, 5)
     each = [adapted_accuracy(pathways, init, some, query, gates) for gates in shown.masks]
     bare = adapted_accuracy(pathways, init, some, query, torch.zeros_like(shown.masks[0]))
-    torch.testing.assert_close(torch.from_numpy(shown.gains(init)[1]), (each[0] + each[1]).double() / 2 - bare.double())
+    torch.testing.assert_close(torch.from_numpy(shown.gains(init)[0, 1]), (each[0] + each[1]).double() / 2 - bare.double())
     assert shown.masks[0].all() and not shown.masks[1].all()
+
+
+def test_gains_after_more_steps_are_those_of_a_start_with_its_rates_repeated(pathways, batches):
+    init = lively_init(pathways, rate=0.01, steps=2)
+    shown = Shown.of(pathways, init, *batches)
+    along = shown.gains(init, (1, 2, 4))
+    alone = [shown.gains(replace(init, rates=init.rates.repeat(times, 1)))[0] for times in (1, 2, 4)]
+    np.testing.assert_array_equal(along, alone)
+    assert not np.array_equal(along[0], along[2])
 
 
 def test_the_end_counts_as_much_as_the_way_there_and_a_loss_counts_again():
@@ -85,8 +94,9 @@ def scripted(monkeypatch, gain_of):
     """Val users whose gains follow from steps, scale and prior alone."""
     spread = np.linspace(-0.01, 0.01, 12)
 
-    def gains(shown, init):
-        return np.stack([gain_of(init, size) + spread * (init.steps - 2) for size in shown.sizes])
+    def gains(shown, init, repeats=(1,)):
+        longer = [replace(init, rates=init.rates.repeat(times, 1)) for times in repeats]
+        return np.stack([[gain_of(init, size) + spread * (init.steps - 2) for size in shown.sizes] for init in longer])
 
     monkeypatch.setattr(Shown, "gains", gains)
 
