@@ -23,6 +23,8 @@ GATES = ("adapters", "exit", "skip", "exit+skip")
 every block that the identity may stand in for; or both."""
 READOUT, RUN = "readout", ".run"
 """What the pathway of the model's own readout is called, and how the names of the gates of blocks end."""
+PRODUCT = ".product"
+"""How the key ends of what a matrix makes of fixed inputs, given in place of the matrix: see :meth:`Pathways.multiplied`."""
 
 Weights = dict[str, Tensor]
 """Adapter weights by key ``"<pathway>.<part>"``; one user's, or stacked with a leading user dimension."""
@@ -197,6 +199,13 @@ class Pathways(ABC):
     def under(self, frozen: Frozen, gates: Tensor) -> Frozen:
         """``frozen [U, N, ...]`` as it is under masks ``[U, P]``, for several calls of :meth:`logits`: here as it is."""
         return frozen
+
+    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, Tensor]:
+        """What matrices of pathways that somebody has on multiply, by key, ``[U, N, width]``, where no weight changes that.
+
+        :meth:`logits` takes such a matrix's product, ``[U, N, outputs]`` under its key with :data:`PRODUCT`, in its place.
+        """
+        return {}
 
     def run_block(self, index: int, hidden: Hidden, gates: Tensor) -> Hidden:
         """Block ``index`` on the states of R users ``[R * N, ...]`` under their masks ``[R, P]``, of whom some leave it out."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backbones.base import Hidden
-from backbones.pathways import GATES, Frozen, Pathways, Under, Weights, Work, population_logits, rows_of
+from backbones.pathways import GATES, PRODUCT, Frozen, Pathways, Under, Weights, Work, population_logits, rows_of
 
 GATHERED = 3
 """How much dearer it is to copy a user's weights and to use them than to use them where they are."""
@@ -83,6 +83,11 @@ class SidePathways(Pathways):
         """See :meth:`Pathways.pool`."""
         return self.site(frozen, self.site_of[pathway])
 
+    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Pathways.multiplied`: what the first matrix of every pathway reads."""
+        on = [p for p in gates.any(0).nonzero()[:, 0].tolist() if self.keys[p]]
+        return {self._first(p)[0]: self._scaled(p, self.pool(p, frozen)) for p in on}
+
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`. ``changes`` are relative to the population model's logits."""
         gates, frozen = self.executed(gates), self.under(frozen, gates)
@@ -93,7 +98,12 @@ class SidePathways(Pathways):
             if not self.keys[p]:
                 continue
             rows = gates[:, p].nonzero()[:, 0]
-            delta = self._delta(p, rows_of(self.pool(p, frozen), rows), weights, rows)
+            product = weights.get(self._first(p)[0] + PRODUCT)
+            if product is None:
+                delta = self._delta(p, rows_of(self.pool(p, frozen), rows), weights, rows)
+            else:
+                bias = rows_of(weights[self._first(p)[1]], rows)
+                delta = self._rest(p, rows_of(product, rows) + bias[:, None], weights, rows)
             if changes is not None:
                 changes[rows, :, p] = (delta.norm(dim=2) / base[rows].norm(dim=2).clamp_min(1e-12)).detach()
             logits = logits + delta if len(rows) == len(gates) else logits.index_add(0, rows, delta.to(logits.dtype))
@@ -158,12 +168,23 @@ class SidePathways(Pathways):
 
     def _delta(self, p: int, read: Tensor, weights: Weights, users: Tensor) -> Tensor:
         """What pathway p adds to the logits, ``[R, N, C]``, from ``read [R, N, width_p]``."""
+        matrix, bias = (rows_of(weights[key], users) for key in self._first(p))
+        return self._rest(p, torch.baddbmm(bias[:, None], self._scaled(p, read), matrix), weights, users)
 
-        def part(name: str) -> Tensor:
-            return rows_of(weights[f"{self.names[p]}.{name}"], users)
+    def _first(self, p: int) -> tuple[str, str]:
+        """Keys of the matrix and the bias that pathway p begins with; those of the head are all that it has."""
+        matrix, bias = ("weight", "bias") if p == self.num_pathways - 1 else ("down", "down_bias")
+        return f"{self.names[p]}.{matrix}", f"{self.names[p]}.{bias}"
 
+    def _scaled(self, p: int, read: Tensor) -> Tensor:
+        """What that matrix multiplies: for the head it has unit length."""
+        if p < self.num_pathways - 1:
+            return read
+        return torch.nn.functional.layer_norm(read, read.shape[-1:]) / read.shape[-1] ** 0.5
+
+    def _rest(self, p: int, begun: Tensor, weights: Weights, users: Tensor) -> Tensor:
+        """What pathway p adds to the logits, ``[R, N, C]``, from what its first matrix and bias make of what it reads."""
         if p == self.num_pathways - 1:
-            read = torch.nn.functional.layer_norm(read, read.shape[-1:]) / read.shape[-1] ** 0.5
-            return torch.baddbmm(part("bias")[:, None], read, part("weight"))
-        inside = torch.nn.functional.gelu(torch.baddbmm(part("down_bias")[:, None], read, part("down")))
-        return torch.baddbmm(part("up_bias")[:, None], inside, part("up"))
+            return begun
+        up, bias = (rows_of(weights[f"{self.names[p]}.{part}"], users) for part in ("up", "up_bias"))
+        return torch.baddbmm(bias[:, None], torch.nn.functional.gelu(begun), up)

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.pathways import Pathways, Weights
+from backbones.pathways import PRODUCT, Pathways, Weights
+from meta.span import Span, pays
 from users.batch import Batch, Rows
 
 
@@ -110,17 +111,34 @@ def adapt(
     if not owners:
         return weights
     trust, frozen = init.trust(support), pathways.under(support.frozen, gates)
+    with torch.set_grad_enabled(meta):
+        spans = _spans(pathways.multiplied(frozen, gates), {key: weights[key] for key in owners}, init.steps)
+        moved = {key: spans[key].rest() if key in spans else weights[key] for key in owners}
     for step in range(init.steps):
         with torch.enable_grad():
-            current = {k: weights[k] if meta else weights[k].detach().requires_grad_() for k in owners}
+            current = dict(_at(key, value, spans) for key, value in moved.items())
+            current = current if meta else {key: value.detach().requires_grad_() for key, value in current.items()}
             losses = user_loss(pathways.logits(frozen, weights | current, gates), support)
             loss = (losses * trust).sum()
             gradients = torch.autograd.grad(loss, list(current.values()), create_graph=second_order)
         with torch.set_grad_enabled(meta):
             for (key, p), gradient in zip(owners.items(), gradients, strict=True):
                 rate = init.rates[..., step, p]
-                weights[key] = current[key] - rate.view(-1, *[1] * (gradient.dim() - 1)) * gradient
+                moved[key] = moved[key] - rate.view(-1, *[1] * (gradient.dim() - 1)) * gradient
+    with torch.set_grad_enabled(meta):
+        weights |= {key: spans[key].matrix(value) if key in spans else value for key, value in moved.items()}
     return weights if meta else {key: weight.detach() for key, weight in weights.items()}
+
+
+def _spans(inputs: dict[str, Tensor], matrices: Weights, steps: int) -> dict[str, Span]:
+    """Those matrices that are moved with fewer multiplications in the span of what they multiply."""
+    chosen = [key for key in matrices if key in inputs and pays(inputs[key], matrices[key], steps)]
+    return {key: Span.of(inputs[key], matrices[key]) for key in chosen}
+
+
+def _at(key: str, moved: Tensor, spans: dict[str, Span]) -> tuple[str, Tensor]:
+    """What logits are a function of, under its key: a weight, or in a span what it makes of the inputs."""
+    return (key + PRODUCT, spans[key].product(moved)) if key in spans else (key, moved)
 
 
 @torch.no_grad()
