@@ -200,10 +200,11 @@ class Pathways(ABC):
         """``frozen [U, N, ...]`` as it is under masks ``[U, P]``, for several calls of :meth:`logits`: here as it is."""
         return frozen
 
-    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, Tensor]:
-        """What matrices of pathways that somebody has on multiply, by key, ``[U, N, width]``, where no weight changes that.
+    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """By key, which users have a matrix's pathway on, ``[R]``, and what it multiplies, ``[R, N, width]``.
 
-        :meth:`logits` takes such a matrix's product, ``[U, N, outputs]`` under its key with :data:`PRODUCT`, in its place.
+        Of those matrices for which no weight changes that. In their place :meth:`logits` takes their products,
+        ``[R, N, outputs]``, under the key with :data:`PRODUCT`.
         """
         return {}
 
@@ -333,4 +334,4 @@ def rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
     """``tensor[rows]``, without a copy where that is everything in order."""
     if len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(rows))):
         return tensor
-    return tensor[rows]
+    return tensor.index_select(0, rows)

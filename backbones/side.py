@@ -83,10 +83,14 @@ class SidePathways(Pathways):
         """See :meth:`Pathways.pool`."""
         return self.site(frozen, self.site_of[pathway])
 
-    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Pathways.multiplied`: what the first matrix of every pathway reads."""
-        on = [p for p in gates.any(0).nonzero()[:, 0].tolist() if self.keys[p]]
-        return {self._first(p)[0]: self._scaled(p, self.pool(p, frozen)) for p in on}
+    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`Pathways.multiplied`: of the first matrix of every pathway."""
+        gates, found = self.executed(gates), {}
+        for p in gates.any(0).nonzero()[:, 0].tolist():
+            if self.keys[p]:
+                rows = gates[:, p].nonzero()[:, 0]
+                found[self._first(p)[0]] = rows, self._scaled(p, rows_of(self.pool(p, frozen), rows))
+        return found
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`. ``changes`` are relative to the population model's logits."""
@@ -102,8 +106,7 @@ class SidePathways(Pathways):
             if product is None:
                 delta = self._delta(p, rows_of(self.pool(p, frozen), rows), weights, rows)
             else:
-                bias = rows_of(weights[self._first(p)[1]], rows)
-                delta = self._rest(p, rows_of(product, rows) + bias[:, None], weights, rows)
+                delta = self._rest(p, product + rows_of(weights[self._first(p)[1]], rows)[:, None], weights, rows)
             if changes is not None:
                 changes[rows, :, p] = (delta.norm(dim=2) / base[rows].norm(dim=2).clamp_min(1e-12)).detach()
             logits = logits + delta if len(rows) == len(gates) else logits.index_add(0, rows, delta.to(logits.dtype))

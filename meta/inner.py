@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.pathways import PRODUCT, Pathways, Weights
+from backbones.pathways import PRODUCT, Pathways, Weights, rows_of
 from meta.span import Span, pays
 from users.batch import Batch, Rows
 
@@ -113,7 +113,7 @@ def adapt(
     trust, frozen = init.trust(support), pathways.under(support.frozen, gates)
     with torch.set_grad_enabled(meta):
         spans = _spans(pathways.multiplied(frozen, gates), {key: weights[key] for key in owners}, init.steps)
-        moved = {key: spans[key].rest() if key in spans else weights[key] for key in owners}
+        moved = {key: spans[key].unmoved() if key in spans else weights[key] for key in owners}
     for step in range(init.steps):
         with torch.enable_grad():
             current = dict(_at(key, value, spans) for key, value in moved.items())
@@ -124,21 +124,22 @@ def adapt(
         with torch.set_grad_enabled(meta):
             for (key, p), gradient in zip(owners.items(), gradients, strict=True):
                 rate = init.rates[..., step, p]
+                rate = rows_of(rate, spans[key].users) if key in spans and rate.dim() else rate
                 moved[key] = moved[key] - rate.view(-1, *[1] * (gradient.dim() - 1)) * gradient
     with torch.set_grad_enabled(meta):
-        weights |= {key: spans[key].matrix(value) if key in spans else value for key, value in moved.items()}
+        weights |= {key: spans[key].matrices(value) if key in spans else value for key, value in moved.items()}
     return weights if meta else {key: weight.detach() for key, weight in weights.items()}
 
 
-def _spans(inputs: dict[str, Tensor], matrices: Weights, steps: int) -> dict[str, Span]:
+def _spans(multiplied: dict[str, tuple[Tensor, Tensor]], matrices: Weights, steps: int) -> dict[str, Span]:
     """Those matrices that are moved with fewer multiplications in the span of what they multiply."""
-    chosen = [key for key in matrices if key in inputs and pays(inputs[key], matrices[key], steps)]
-    return {key: Span.of(inputs[key], matrices[key]) for key in chosen}
+    found = {key: (*multiplied[key], matrices[key]) for key in matrices if key in multiplied}
+    return {key: Span.of(*each) for key, each in found.items() if pays(each[1], each[2], steps)}
 
 
 def _at(key: str, moved: Tensor, spans: dict[str, Span]) -> tuple[str, Tensor]:
     """What logits are a function of, under its key: a weight, or in a span what it makes of the inputs."""
-    return (key + PRODUCT, spans[key].product(moved)) if key in spans else (key, moved)
+    return (key + PRODUCT, spans[key].products(moved)) if key in spans else (key, moved)
 
 
 @torch.no_grad()

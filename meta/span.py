@@ -7,7 +7,7 @@ is the width of the inputs in every one of them.
 
 Source: the dual form of linear models, as in Schoelkopf et al. 2001, "A Generalized Representer Theorem".
 
-Shapes: U users, N examples per user, W width of the inputs, K outputs.
+Shapes: U users, R of them whose matrices move, N examples per user, W width of the inputs, K outputs.
 """
 
 from dataclasses import dataclass
@@ -15,43 +15,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backbones.pathways import rows_of
+
 
 @dataclass(frozen=True)
 class Span:
     """One matrix per user and what it multiplies.
 
     Attributes:
-        inputs: ``[U, N, W]``.
-        start: the matrices before the first step, ``[U, W, K]``.
-        products: what they make of the inputs, ``[U, N, K]``.
-        gram: products of the inputs with each other, ``[U, N, N]``.
+        users: whose matrices move, ``[R]`` places.
+        inputs: theirs, ``[R, N, W]``.
+        start: all matrices before the first step, ``[U, W, K]``.
+        before: what those that move make of the inputs then, ``[R, N, K]``.
+        gram: products of the inputs with each other, ``[R, N, N]``.
     """
 
+    users: Tensor
     inputs: Tensor
     start: Tensor
-    products: Tensor
+    before: Tensor
     gram: Tensor
 
     @staticmethod
-    def of(inputs: Tensor, start: Tensor) -> "Span":
-        """Of inputs ``[U, N, W]`` and matrices ``[U, W, K]``."""
-        return Span(inputs, start, torch.bmm(inputs, start), torch.bmm(inputs, inputs.transpose(1, 2)))
+    def of(users: Tensor, inputs: Tensor, start: Tensor) -> "Span":
+        """Of the inputs ``[R, N, W]`` of some users ``[R]``, and everybody's matrices ``[U, W, K]``."""
+        before = torch.bmm(inputs, rows_of(start, users))
+        return Span(users, inputs, start, before, torch.bmm(inputs, inputs.transpose(1, 2)))
 
-    def rest(self) -> Tensor:
-        """``S`` of matrices that have not moved, ``[U, N, K]``."""
-        return torch.zeros_like(self.products)
+    def unmoved(self) -> Tensor:
+        """``S [R, N, K]`` of matrices at their start."""
+        return torch.zeros_like(self.before)
 
-    def product(self, moved: Tensor) -> Tensor:
-        """``Z [U, N, K]`` at ``S [U, N, K]``."""
-        return torch.baddbmm(self.products, self.gram, moved)
+    def products(self, moved: Tensor) -> Tensor:
+        """``Z [R, N, K]`` at ``S [R, N, K]``."""
+        return torch.baddbmm(self.before, self.gram, moved)
 
-    def matrix(self, moved: Tensor) -> Tensor:
-        """``W [U, W, K]`` at ``S [U, N, K]``."""
-        return torch.baddbmm(self.start, self.inputs.transpose(1, 2), moved)
+    def matrices(self, moved: Tensor) -> Tensor:
+        """``W`` of everybody, ``[U, W, K]``, at ``S [R, N, K]``."""
+        found = torch.baddbmm(rows_of(self.start, self.users), self.inputs.transpose(1, 2), moved)
+        return found if len(found) == len(self.start) else self.start.index_copy(0, self.users, found)
 
 
 def pays(inputs: Tensor, start: Tensor, steps: int) -> bool:
-    """Whether so many steps from ``start [U, W, K]`` on inputs ``[U, N, W]`` take fewer multiplications in the span.
+    """Whether so many steps from ``start [U, W, K]`` on inputs ``[R, N, W]`` take fewer multiplications in the span.
 
     Usually a step multiplies the inputs twice, forward and for the gradient; in the span, the Gram matrix once, which has to be
     made, as have the products with the inputs at the start and in the end.

@@ -39,14 +39,15 @@ def both_ways(monkeypatch, make):
 def test_a_matrix_that_moves_in_the_span_of_its_inputs_goes_where_gradient_descent_goes():
     draw = torch.Generator().manual_seed(0)
     inputs, start = torch.randn(3, 4, 9, generator=draw).double(), torch.randn(3, 9, 2, generator=draw).double()
-    span, matrix = Span.of(inputs, start), start
-    moved = span.rest()
+    users = torch.tensor([0, 2])
+    span, matrix = Span.of(users, inputs[users], start), start
+    moved = span.unmoved()
     for _ in range(5):
-        moved = moved - 0.05 * torch.tanh(span.product(moved))  # the gradient by the products of some loss
+        moved = moved - 0.05 * torch.tanh(span.products(moved))  # the gradient by the products of some loss
         matrix = matrix - 0.05 * inputs.transpose(1, 2) @ torch.tanh(inputs @ matrix)
-    torch.testing.assert_close(span.matrix(moved), matrix)
-    torch.testing.assert_close(span.product(moved), inputs @ matrix)
-    assert not torch.allclose(matrix, start, atol=0.1)
+    torch.testing.assert_close(span.matrices(moved)[users], matrix[users])
+    torch.testing.assert_close(span.products(moved), (inputs @ matrix)[users])
+    assert torch.equal(span.matrices(moved)[1], start[1]) and not torch.allclose(matrix, start, atol=0.1)
 
 
 def test_adaptation_is_the_same_in_the_span_as_in_the_matrices_themselves(side, shown, monkeypatch, counted):
