@@ -1,18 +1,20 @@
 """The README's tables of populations: ``python -m eval.overview results/unipen results/jester --write README.md``.
 
 A line per folder of ``python -m eval.run``, named after the folder: what the methods that matter most reach on query examples
-of test users, and what the policy's lead over them is. All figures are those of the folders' own reports.
+of test users, and what the policy's lead over them is. All figures are those of the folders' own reports. Populations that a
+page shows and no folder is given of stay as they are.
 """
 
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from eval.headline import write_between_markers
+from eval.headline import page_with_markers, write_between_markers
 from eval.report.contents import Summary, flipped, interval_text, measured
-from eval.report.tables import NONE, Line, Table, figure_text
+from eval.report.tables import NONE, Line, Table, figure_text, read_markdown
 from eval.run_facts import FORMAT, ResultsError, read_json
 
 BEGIN, END = "<!-- overview: begin -->", "<!-- overview: end -->"
@@ -23,6 +25,9 @@ DENSE = ("intercept", "item_covariance", "all_on", "lora", "full_finetune")
 """Methods that the policy's accuracy is compared with."""
 CHOOSING = ("best_static", "shuffled", "gradient_norm")
 """Methods that the policy's reward is compared with, at the main cost weight."""
+ROW = ["users", "seeds", *REACHED]
+COLUMN = ["cost weight", "cost", "masks", *(f"accuracy, less {name}" for name in DENSE)]
+COLUMN += [f"reward, less {name}" for name in CHOOSING]
 
 
 def read_summary(folder: Path) -> Summary:
@@ -46,41 +51,60 @@ def read_summary(folder: Path) -> Summary:
     return summary
 
 
-def accuracies(summaries: dict[str, Summary]) -> Table:
-    """Accuracy per population and method."""
-    lines = []
-    for title, summary in summaries.items():
-        methods = measured(summary)
-        mine = methods[SUBJECT]
-        cells = [figure_text(methods[name]["means"]["accuracy"]) if name in methods else NONE for name in REACHED]
-        lines.append(Line([title, str(mine["users"]), str(mine["seeds"]), *cells]))
-    return Table("Accuracy", ["population", "users", "seeds", *REACHED], lines)
+@dataclass(frozen=True)
+class Figures:
+    """One population's cells: under :data:`ROW`, and under :data:`COLUMN`."""
+
+    row: Sequence[str]
+    column: Sequence[str]
 
 
-def leads(summaries: dict[str, Summary]) -> Table:
-    """What the policy switches on, and how far it is ahead of others, a column per population."""
-    columns = []
-    for summary in summaries.values():
-        methods, weight = measured(summary), f"{summary['cost_weight']:g}"
-        mine = methods[SUBJECT]
-        against = [methods[name]["against"].get(SUBJECT, {}).get("accuracy") if name in methods else None for name in DENSE]
-        less = [methods[name]["subject_less"].get(weight) if name in methods else None for name in CHOOSING]
-        facts = [weight, figure_text(mine["means"]["cost"], ".2f"), figure_text(mine["distinct_masks"], ".0f")]
-        columns.append([*facts, *(interval_text(flipped(one)) for one in against), *map(interval_text, less)])
-    heads = ["cost weight", "cost", "masks", *(f"accuracy, less {name}" for name in DENSE)]
-    heads += [f"reward, less {name}" for name in CHOOSING]
-    lines = [Line([head, *cells]) for head, *cells in zip(heads, *columns, strict=True)]
-    return Table(f"What {SUBJECT} takes and gains", [SUBJECT, *summaries], lines)
+def figures_of(summary: Summary) -> Figures:
+    """Accuracy per method; what the policy switches on, and how far it is ahead of others."""
+    methods, weight = measured(summary), f"{summary['cost_weight']:g}"
+    mine = methods[SUBJECT]
+    reached = [figure_text(methods[name]["means"]["accuracy"]) if name in methods else NONE for name in REACHED]
+    against = [methods[name]["against"].get(SUBJECT, {}).get("accuracy") if name in methods else None for name in DENSE]
+    less = [methods[name]["subject_less"].get(weight) if name in methods else None for name in CHOOSING]
+    facts = [weight, figure_text(mine["means"]["cost"], ".2f"), figure_text(mine["distinct_masks"], ".0f")]
+    return Figures(
+        [str(mine["users"]), str(mine["seeds"]), *reached],
+        [*facts, *(interval_text(flipped(one)) for one in against), *map(interval_text, less)],
+    )
 
 
-def overview(summaries: dict[str, Summary], command: str) -> str:
+def figures_on(page: Path) -> dict[str, Figures]:
+    """By population, what the tables of a page say.
+
+    Raises:
+        ValueError: for a page without markers, or with tables that are not those of :func:`overview`.
+        OSError: if there is none.
+    """
+    tables = read_markdown(page_with_markers(page, BEGIN, END).split(BEGIN)[1].split(END)[0])
+    if not tables:
+        return {}
+    rows = {name: row for name, *row in tables[0]}
+    columns = {name: column for name, *column in zip(*tables[-1], strict=False)}
+    known = len(tables) == 2 and rows.pop("population", None) == ROW and columns.pop(SUBJECT, None) == COLUMN
+    if not known or rows.keys() != columns.keys() or any(len(row) < len(ROW) for row in rows.values()):
+        raise ValueError(
+            f"the tables of {page} were edited, or are of another version: empty what stands between {BEGIN} and {END}, and "
+            "give the folders of all populations."
+        )
+    return {name: Figures(rows[name], columns[name]) for name in rows}
+
+
+def overview(found: Mapping[str, Figures], command: str) -> str:
     """The text between the markers."""
     lead = (
         "Accuracy on query examples of test users. Differences are paired over the users whom both methods have (methods that "
         "train through a text encoder have fewer), with 95 % bootstrap intervals and the verdicts of the "
         f"[results](docs/results.md), which are corrected for the number of comparisons. Written by `{command}`."
     )
-    return "\n\n".join([lead, *(table.to_markdown() for table in (accuracies(summaries), leads(summaries)))])
+    accuracies = Table("Accuracy", ["population", *ROW], [Line([name, *each.row]) for name, each in found.items()])
+    columns = zip(COLUMN, *(each.column for each in found.values()), strict=True)
+    leads = Table(f"What {SUBJECT} takes and gains", [SUBJECT, *found], [Line(cells) for cells in columns])
+    return "\n\n".join([lead, accuracies.to_markdown(), leads.to_markdown()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,13 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders of python -m eval.run")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page with markers to write the tables into")
     args = parser.parse_args(arguments)
-    command = ["python", "-m", "eval.overview", *(f"results/{folder.resolve().name}" for folder in args.folders)]
-    command += ["--write", args.write.name] if args.write else []
     try:
-        summaries = {folder.resolve().name: read_summary(folder) for folder in args.folders}
-        if len(summaries) < len(args.folders):
+        given = {folder.resolve().name: figures_of(read_summary(folder)) for folder in args.folders}
+        if len(given) < len(args.folders):
             raise ResultsError("two folders have the same name, by which the tables call them: rename one.")
-        text = overview(summaries, shlex.join(command))
+        found = (figures_on(args.write) if args.write else {}) | given
+        command = ["python", "-m", "eval.overview", *(f"results/{name}" for name in found)]
+        text = overview(found, shlex.join([*command, *(["--write", args.write.name] if args.write else [])]))
         print(text)
         if args.write:
             write_between_markers(args.write, text, BEGIN, END)

@@ -61,6 +61,32 @@ def test_what_a_population_lacks_is_a_dash(folders, capsys):
     assert cells(told, "writers", "item_covariance") == "-"
 
 
+def test_populations_that_no_folder_is_given_of_stay_as_they_are(folders, page):
+    overview.main([str(folders / "readers"), str(folders / "writers"), "--write", str(page)])
+    both = page.read_text()
+    overview.main([str(folders / "writers"), "--write", str(page)])
+    assert page.read_text() == both and "`python -m eval.overview results/readers results/writers --write" in both
+
+
+def test_figures_are_replaced_and_tables_of_other_columns_refused(folders, page):
+    overview.main([str(folders / "readers"), "--write", str(page)])
+    whole = page.read_text()
+    cost = cells(whole, "cost", "readers")
+    page.write_text(whole.replace(f"| cost | {cost} |", "| cost | 9.99 |"))
+    assert cells(page.read_text(), "cost", "readers") == "9.99"
+    overview.main([str(folders / "readers"), "--write", str(page)])
+    assert page.read_text() == whole
+    for edited in (
+        whole.replace("| seeds |", "| runs |"),
+        whole.replace("| masks |", "| gates |"),
+        whole.replace("| readers |", "| other |", 1),  # in one of two tables
+        whole.replace("**What ppo takes and gains**", "").replace("\n| cost |", "\ncost |"),
+    ):
+        page.write_text(edited)
+        assert "were edited, or are of another version: empty what" in refused(folders / "writers", "--write", page)
+        assert page.read_text() == edited
+
+
 def test_the_command_is_named_without_the_machines_folders(folders, page):
     overview.main([str(folders / "readers"), "--write", str(page)])
     assert "`python -m eval.overview results/readers --write page.md`" in page.read_text()

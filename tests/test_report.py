@@ -19,7 +19,7 @@ from eval.report.page import page, pictures, style
 from eval.report.picture import COLOURS, Box, Mark, Path, Picture, Text
 from eval.report.raster import to_pixels
 from eval.report.sentences import markdown, sentences
-from eval.report.tables import Line, Table, markdown_text, short
+from eval.report.tables import Line, Table, markdown_text, read_markdown, short
 from eval.results import read_results
 from eval.run_facts import ResultsError
 from eval.summary import kind, summarise
@@ -377,6 +377,13 @@ def test_tables_escape_what_would_end_a_cell_or_make_a_link():
     text = Table("t", ["a", "b"], [Line(["x|y", "[z](javascript:1)"]), Line(["group"])]).to_markdown()
     assert "x\\|y" in text and "](" not in text and "| **group** |  |" in text
     assert markdown_text("a\nb<i>") == "a b&lt;i>"
+
+
+def test_tables_are_read_as_they_were_written():
+    first = Table("t", ["a", "b"], [Line(["x|y & z", "[z](javascript:1)"]), Line(["1 <b>", "&lt;"])], note="| no table")
+    second = Table("u", ["c"], [Line(["-"])])
+    read = read_markdown(f"before\n{first.to_markdown()}\n\nbetween\n\n{second.to_markdown()}\nafter")
+    assert read == [[["a", "b"], ["x|y & z", "[z](javascript:1)"], ["1 <b>", "&lt;"]], [["c"], ["-"]]]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999.6, "1 k"), (1234, "1.23 k"), (4e7, "40 M"), (None, "-")])

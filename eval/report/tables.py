@@ -60,11 +60,31 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+_SIGNS = (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("](", "]\\("))
+
+
 def markdown_text(text: str) -> str:
     """Text that neither ends a cell, nor opens a tag, nor makes a link."""
-    for sign, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("](", "]\\(")):
+    for sign, instead in _SIGNS:
         text = text.replace(sign, instead)
     return " ".join(text.split())
+
+
+def read_markdown(text: str) -> list[list[list[str]]]:
+    """The tables of a text, as :meth:`Table.to_markdown` writes them: of each the rows of cells, heads first."""
+    tables: list[list[list[str]]] = []
+    for line, before in zip(lines := text.splitlines(), ["", *lines], strict=False):
+        if line.startswith("| ") and not line.startswith("| --- "):
+            if not before.startswith("| "):
+                tables.append([])
+            tables[-1].append([_plain_text(cell) for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")])
+    return tables
+
+
+def _plain_text(text: str) -> str:
+    for sign, instead in reversed(_SIGNS):
+        text = text.replace(instead, sign)
+    return text
 
 
 def code(text: str) -> str:
