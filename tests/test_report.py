@@ -381,9 +381,9 @@ def test_tables_escape_what_would_end_a_cell_or_make_a_link():
 
 def test_tables_are_read_as_they_were_written():
     first = Table("t", ["a", "b"], [Line(["x|y & z", "[z](javascript:1)"]), Line(["1 <b>", "&lt;"])], note="| no table")
-    second = Table("u", ["c"], [Line(["-"])])
+    second = Table("u", ["c", "d"], [Line(["-", "1"])])
     read = read_markdown(f"before\n{first.to_markdown()}\n\nbetween\n\n{second.to_markdown()}\nafter")
-    assert read == [[["a", "b"], ["x|y & z", "[z](javascript:1)"], ["1 <b>", "&lt;"]], [["c"], ["-"]]]
+    assert read == [[["a", "b"], ["x|y & z", "[z](javascript:1)"], ["1 <b>", "&lt;"]], [["c", "d"], ["-", "1"]]]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999.6, "1 k"), (1234, "1.23 k"), (4e7, "40 M"), (None, "-")])
