@@ -24,7 +24,7 @@ every block that the identity may stand in for; or both."""
 READOUT, RUN = "readout", ".run"
 """What the pathway of the model's own readout is called, and how the names of the gates of blocks end."""
 PRODUCT = ".product"
-"""How the key ends of what a matrix makes of fixed inputs, given in place of the matrix: see :meth:`Pathways.multiplied`."""
+"""How the key ends of what a matrix makes of fixed inputs, given in place of the matrix: see :meth:`Pathways.fixed`."""
 
 Weights = dict[str, Tensor]
 """Adapter weights by key ``"<pathway>.<part>"``; one user's, or stacked with a leading user dimension."""
@@ -200,13 +200,19 @@ class Pathways(ABC):
         """``frozen [U, N, ...]`` as it is under masks ``[U, P]``, for several calls of :meth:`logits`: here as it is."""
         return frozen
 
-    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """By key, which users have a matrix's pathway on, ``[R]``, and what it multiplies, ``[R, N, width]``.
+    def fixed(self, pathway: int) -> str | None:
+        """The key of the matrix of a pathway that multiplies what no weight changes, if it has one.
 
-        Of those matrices for which no weight changes that. In their place :meth:`logits` takes their products,
-        ``[R, N, outputs]``, under the key with :data:`PRODUCT`.
+        In place of such a matrix :meth:`logits` takes its product, under the key with :data:`PRODUCT`: ``[R, N, outputs]`` for
+        the R users who have the pathway on.
         """
-        return {}
+        return None
+
+    def multiplied(self, pathway: int, frozen: Frozen, rows: Tensor) -> Tensor:
+        """What the matrix of :meth:`fixed` multiplies, ``[R, N, width_p]``, for some users; ``frozen`` as of :meth:`under`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} names a fixed matrix of pathway {pathway} and not what it multiplies."
+        )
 
     def run_block(self, index: int, hidden: Hidden, gates: Tensor) -> Hidden:
         """Block ``index`` on the states of R users ``[R * N, ...]`` under their masks ``[R, P]``, of whom some leave it out."""
@@ -258,7 +264,7 @@ class Pathways(ABC):
 
         Args:
             frozen: sites ``[U, N, ..., width_p]``.
-            weights: stacked, leading dimension U.
+            weights: stacked, leading dimension U; or products in place of some, see :meth:`fixed`.
             gates: ``[U, P]`` bool. A pathway that is off is not computed for that user.
             changes: if given, ``[U, N, P]`` to be filled with ``||delta|| / ||h||`` where a pathway is on.
 

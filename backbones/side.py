@@ -83,14 +83,13 @@ class SidePathways(Pathways):
         """See :meth:`Pathways.pool`."""
         return self.site(frozen, self.site_of[pathway])
 
-    def multiplied(self, frozen: Frozen, gates: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`Pathways.multiplied`: of the first matrix of every pathway."""
-        gates, found = self.executed(gates), {}
-        for p in gates.any(0).nonzero()[:, 0].tolist():
-            if self.keys[p]:
-                rows = gates[:, p].nonzero()[:, 0]
-                found[self._first(p)[0]] = rows, self._scaled(p, rows_of(self.pool(p, frozen), rows))
-        return found
+    def fixed(self, pathway: int) -> str | None:
+        """See :meth:`Pathways.fixed`: the first matrix of every pathway."""
+        return self._first(pathway)[0] if self.keys[pathway] else None
+
+    def multiplied(self, pathway: int, frozen: Frozen, rows: Tensor) -> Tensor:
+        """See :meth:`Pathways.multiplied`."""
+        return self._scaled(pathway, rows_of(self.pool(pathway, frozen), rows))
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`. ``changes`` are relative to the population model's logits."""

@@ -2,7 +2,7 @@
 
 A line per folder of ``python -m eval.run``, named after the folder: what the methods that matter most reach on query examples
 of test users, and what the policy's lead over them is. All figures are those of the folders' own reports. Populations that a
-page shows and no folder is given of stay as they are.
+page shows and no folder is given of stay as they are; to leave one out, empty what stands between the markers.
 """
 
 import argparse
@@ -80,18 +80,20 @@ def figures_on(page: Path) -> dict[str, Figures]:
         ValueError: for a page without markers, or with tables that are not those of :func:`overview`.
         OSError: if there is none.
     """
-    tables = read_markdown(page_with_markers(page, BEGIN, END).split(BEGIN)[1].split(END)[0])
-    if not tables:
+    text = page_with_markers(page, BEGIN, END).split(BEGIN)[1].split(END)[0]
+    if "|" not in text:  # there are none yet
         return {}
-    rows = {name: row for name, *row in tables[0]}
-    columns = {name: column for name, *column in zip(*tables[-1], strict=False)}
-    known = len(tables) == 2 and rows.pop("population", None) == ROW and columns.pop(SUBJECT, None) == COLUMN
-    if not known or rows.keys() != columns.keys() or any(len(row) < len(ROW) for row in rows.values()):
-        raise ValueError(
-            f"the tables of {page} were edited, or are of another version: empty what stands between {BEGIN} and {END}, and "
-            "give the folders of all populations."
-        )
-    return {name: Figures(rows[name], columns[name]) for name in rows}
+    tables = read_markdown(text)
+    if len(tables) == 2 and len({len(line) for line in tables[0]}) == len({len(line) for line in tables[1]}) == 1:
+        (_, *heads), *rows = tables[0]
+        (_, *marks), *columns = zip(*tables[1], strict=True)
+        names = [row[0] for row in rows]
+        if heads == ROW and marks == COLUMN and names == [column[0] for column in columns] and len({*names}) == len(names):
+            return {row[0]: Figures(row[1:], column[1:]) for row, column in zip(rows, columns, strict=True)}
+    raise ValueError(
+        f"the tables of {page} were edited, or are of another version: empty what stands between {BEGIN} and {END}, and "
+        "give the folders of all populations."
+    )
 
 
 def overview(found: Mapping[str, Figures], command: str) -> str:
@@ -117,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = {folder.resolve().name: figures_of(read_summary(folder)) for folder in args.folders}
         if len(given) < len(args.folders):
             raise ResultsError("two folders have the same name, by which the tables call them: rename one.")
+        if spaced := [name for name in given if name != " ".join(name.split())]:
+            raise ResultsError(f"the tables call populations by their folders, and cannot write {spaced[0]!r}: rename it.")
         found = (figures_on(args.write) if args.write else {}) | given
         command = ["python", "-m", "eval.overview", *(f"results/{name}" for name in found)]
         text = overview(found, shlex.join([*command, *(["--write", args.write.name] if args.write else [])]))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.pathways import PRODUCT, Pathways, Weights, rows_of
+from backbones.pathways import PRODUCT, Frozen, Pathways, Weights, rows_of
 from meta.span import Span, pays
 from users.batch import Batch, Rows
 
@@ -112,7 +112,7 @@ def adapt(
         return weights
     trust, frozen = init.trust(support), pathways.under(support.frozen, gates)
     with torch.set_grad_enabled(meta):
-        spans = _spans(pathways.multiplied(frozen, gates), {key: weights[key] for key in owners}, init.steps)
+        spans = _spans(pathways, moving, frozen, gates, weights, (support.labels.shape[1], init.steps))
         moved = {key: spans[key].unmoved() if key in spans else weights[key] for key in owners}
     for step in range(init.steps):
         with torch.enable_grad():
@@ -131,10 +131,17 @@ def adapt(
     return weights if meta else {key: weight.detach() for key, weight in weights.items()}
 
 
-def _spans(multiplied: dict[str, tuple[Tensor, Tensor]], matrices: Weights, steps: int) -> dict[str, Span]:
-    """Those matrices that are moved with fewer multiplications in the span of what they multiply."""
-    found = {key: (*multiplied[key], matrices[key]) for key in matrices if key in multiplied}
-    return {key: Span.of(*each) for key, each in found.items() if pays(each[1], each[2], steps)}
+def _spans(
+    pathways: Pathways, moving: Sequence[int], frozen: Frozen, gates: Tensor, weights: Weights, work: tuple[int, int]
+) -> dict[str, Span]:
+    """By key, matrices that so many examples and steps (``work``) move with fewer multiplications in the examples' span."""
+    spans, (examples, steps) = {}, work
+    for p in moving:
+        key = pathways.fixed(p)
+        if key is not None and pays(examples, *weights[key].shape[1:], steps=steps):
+            rows = gates[:, p].nonzero()[:, 0]
+            spans[key] = Span.of(rows, pathways.multiplied(p, frozen, rows), weights[key])
+    return spans
 
 
 def _at(key: str, moved: Tensor, spans: dict[str, Span]) -> tuple[str, Tensor]:
@@ -171,8 +178,8 @@ def adapted_along(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`adapted` after so many times the inner steps, ``[R, U]`` each.
 
-    Every one of the R ``repeats``, which rise, goes on from the one before: what it finds is what a start with its rates
-    repeated as often finds.
+    Every one of the R ``repeats``, which rise, goes on from the one before: it finds what a start with its rates repeated as
+    often finds, up to rounding.
     """
     accuracies, losses = [], []
     for users in torch.arange(len(support)).split(chunk):

@@ -1,6 +1,7 @@
 """The README's table of populations, out of results folders with planted differences."""
 
 import json
+from shutil import copytree
 
 import pytest
 from synthetic_results import SPECS, write_results
@@ -81,6 +82,9 @@ def test_figures_are_replaced_and_tables_of_other_columns_refused(folders, page)
         whole.replace("| masks |", "| gates |"),
         whole.replace("| readers |", "| other |", 1),  # in one of two tables
         whole.replace("**What ppo takes and gains**", "").replace("\n| cost |", "\ncost |"),
+        whole.replace("\n| ", "\n|"),
+        whole.replace(f"| cost | {cost} |", f"| cost | {cost} | 1 |"),
+        "\n".join(line for at in whole.splitlines() for line in [at] * (1 + at.startswith("| readers"))),
     ):
         page.write_text(edited)
         assert "were edited, or are of another version: empty what" in refused(folders / "writers", "--write", page)
@@ -113,6 +117,19 @@ def test_folders_that_cannot_be_shown_are_refused_by_name(folders, tmp_path):
     del summary["methods"]["ppo"]
     (other / "summary.json").write_text(json.dumps(summary))
     assert "was run without ppo" in refused(other)
+
+
+def test_folders_whose_names_no_table_holds_are_refused(folders, tmp_path):
+    path = tmp_path / "two  spaces"
+    copytree(folders / "readers", path)
+    assert "cannot write 'two  spaces': rename it" in refused(path)
+    for name in ("population", "ppo", "a|b & <c>"):
+        page, path = tmp_path / f"{len(name)}.md", tmp_path / name
+        page.write_text(f"{overview.BEGIN}\n{overview.END}\n")
+        copytree(folders / "readers", path)
+        overview.main([str(path), "--write", str(page)])
+        overview.main([str(folders / "writers"), "--write", str(page)])
+        assert list(overview.figures_on(page)) == [name, "writers"]
 
 
 def test_a_page_without_markers_is_left_alone(folders, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from meta_runs import everything_on, lively_init
 
-from meta.inner import MetaInit, adapt, adapted_accuracy
+from meta.inner import MetaInit, adapt, adapted, adapted_accuracy, adapted_along
 from meta.learned import meta_initialisation
 from meta.shrinkage import Shown, Shrinkage, first, shrunk, worth_of
 from meta.trainer import MetaConfig, MetaTrainer
@@ -80,6 +80,15 @@ def test_gains_after_more_steps_are_those_of_a_start_with_its_rates_repeated(pat
     alone = [shown.gains(replace(init, rates=init.rates.repeat(times, 1)))[0] for times in (1, 2, 4)]
     np.testing.assert_array_equal(along, alone)
     assert not np.array_equal(along[0], along[2])
+
+
+def test_accuracy_and_loss_after_more_steps_are_so_in_spans_too(side, population):
+    support, query = (stack(side, population.train, role) for role in ("support", "query"))
+    few, gates, init = support.columns(torch.arange(2)), everything_on(len(support), side), lively_init(side, steps=4)
+    along = adapted_along(side, init, few, query, gates, (1, 3))
+    for place, times in enumerate((1, 3)):
+        alone = adapted(side, replace(init, rates=init.rates.repeat(times, 1)), few, query, gates)
+        torch.testing.assert_close(torch.stack(alone), torch.stack([part[place] for part in along]))
 
 
 def test_the_end_counts_as_much_as_the_way_there_and_a_loss_counts_again():

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from meta_runs import lively_init
+from meta_runs import everything_on, lively_init
 
 import meta.inner
+from backbones.pathways import GATES, make_pathways
 from meta.inner import MetaInit, adapt, user_loss
 from meta.span import Span, pays
 from users.batch import stack
@@ -31,7 +32,7 @@ def both_ways(monkeypatch, make):
     """What ``make`` makes with every matrix moved in its span, and with none."""
     found = []
     for always in (True, False):
-        monkeypatch.setattr(meta.inner, "pays", lambda *_, always=always: always)
+        monkeypatch.setattr(meta.inner, "pays", lambda *_, always=always, **__: always)
         found.append(make())
     return found
 
@@ -50,14 +51,54 @@ def test_a_matrix_that_moves_in_the_span_of_its_inputs_goes_where_gradient_desce
     assert torch.equal(span.matrices(moved)[1], start[1]) and not torch.allclose(matrix, start, atol=0.1)
 
 
-def test_adaptation_is_the_same_in_the_span_as_in_the_matrices_themselves(side, shown, monkeypatch, counted):
+@pytest.mark.parametrize("kind", GATES)
+def test_adaptation_is_the_same_in_the_span_as_in_the_matrices_themselves(model, population, monkeypatch, counted, kind):
+    side = make_pathways("side", model, rank=4, gates=kind)
+    shown = stack(side, population.train, "support")
     init, gates = lively_init(side, rate=0.3, steps=3), masks(len(shown), side.num_pathways)
     inside, outside = both_ways(monkeypatch, lambda: adapt(side, init, shown, gates))
-    assert len(counted) == side.num_pathways and inside.keys() == outside.keys() == init.weights.keys()
+    assert len(counted) == sum(map(bool, side.keys.values())) and inside.keys() == outside.keys() == init.weights.keys()
     for key in inside:
         torch.testing.assert_close(inside[key], outside[key], atol=1e-5, rtol=1e-4)
         assert torch.equal(inside[key][1], init.weights[key]), "nothing of somebody who has nothing on moves"
     assert not torch.allclose(inside["head.weight"][0], init.weights["head.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize("everybody", [False, True])
+def test_weights_stay_float32_in_the_span_under_autocast(side, shown, monkeypatch, everybody):
+    init, gates = lively_init(side, rate=0.3, steps=3), masks(len(shown), side.num_pathways) | everybody
+
+    def lower():
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return adapt(side, init, shown, gates)
+
+    inside, outside = both_ways(monkeypatch, lower)
+    exact = adapt(side, init, shown, gates)
+    for key, weight in inside.items():
+        assert weight.dtype == torch.float32
+
+        def apart(found, key=key):
+            return float((found[key] - exact[key]).norm())
+
+        assert apart(inside) <= 1.5 * apart(outside) + 1e-6
+    side.logits(shown.frozen, inside, gates)
+
+
+def test_only_what_pays_is_moved_in_its_span(side, shown, counted):
+    init = lively_init(side, rate=0.3, steps=4)
+    few = shown.columns(torch.arange(2))
+    adapt(side, init, shown, everything_on(len(shown), side))
+    assert not counted  # twenty images, and features no wider than 32
+    adapt(side, init, few, everything_on(len(shown), side))
+    assert len(counted) == side.num_pathways
+
+
+def test_pathways_that_are_not_adapted_have_no_span(side, shown, counted, monkeypatch):
+    monkeypatch.setattr(meta.inner, "pays", lambda *_, **__: True)
+    init = lively_init(side)
+    adapted = torch.arange(side.num_pathways) == side.num_pathways - 1
+    adapt(side, MetaInit(init.weights, init.rates, adapted), shown, everything_on(len(shown), side))
+    assert len(counted) == 1
 
 
 def test_further_steps_go_on_in_the_span(side, shown, monkeypatch):
@@ -90,13 +131,12 @@ def test_meta_gradients_are_the_same_in_the_span(side, shown, monkeypatch, secon
 
 
 def test_it_pays_for_few_examples_of_wide_inputs_and_for_many_steps():
-    wide, narrow = torch.zeros(2, 384, 8), torch.zeros(2, 16, 8)
-    few, many = torch.zeros(2, 10, 384), torch.zeros(2, 200, 384)
-    assert pays(few, wide, steps=5) and not pays(many, wide, steps=5)
-    assert not pays(few, wide, steps=1) and pays(many, wide, steps=60)
-    assert not pays(torch.zeros(2, 100, 16), narrow, steps=60)
+    assert pays(10, 384, 8, steps=5) and not pays(200, 384, 8, steps=5)
+    assert not pays(10, 384, 8, steps=1) and pays(200, 384, 8, steps=60)
+    assert not pays(20, 384, 2, steps=5)  # of two classes' head the Gram matrix is dearer
+    assert not pays(100, 16, 8, steps=60)
 
 
 def test_pathways_inside_the_model_move_as_they_did(pathways, batches, counted):
-    adapt(pathways, lively_init(pathways), batches[0], torch.ones(12, pathways.num_pathways, dtype=torch.bool))
+    adapt(pathways, lively_init(pathways), batches[0], everything_on(12, pathways))
     assert not counted

@@ -27,7 +27,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """The title in bold, the note, the table."""
-        rows = [_markdown_row(self.heads), "| --- " * len(self.heads) + "|"]
+        rows = [_markdown_row([*map(markdown_text, self.heads)]), "| --- " * len(self.heads) + "|"]
         for line in self.lines:
             cells = [markdown_text(cell) for cell in line.cells] + [""] * (len(self.heads) - len(line.cells))
             if line.strong or len(line.cells) == 1:
