@@ -209,10 +209,11 @@ class Pathways(ABC):
         return None
 
     def multiplied(self, pathway: int, frozen: Frozen, rows: Tensor) -> Tensor:
-        """What the matrix of :meth:`fixed` multiplies, ``[R, N, width_p]``, for some users; ``frozen`` as of :meth:`under`."""
-        raise NotImplementedError(
-            f"{type(self).__name__} names a fixed matrix of pathway {pathway} and not what it multiplies."
-        )
+        """What the matrix of :meth:`fixed` multiplies, ``[R, N, width_p]``, for some users: what the pathway reads.
+
+        ``frozen`` is as :meth:`under` has it.
+        """
+        return rows_of(self.pool(pathway, frozen), rows)
 
     def run_block(self, index: int, hidden: Hidden, gates: Tensor) -> Hidden:
         """Block ``index`` on the states of R users ``[R * N, ...]`` under their masks ``[R, P]``, of whom some leave it out."""

@@ -88,8 +88,8 @@ class SidePathways(Pathways):
         return self._first(pathway)[0] if self.keys[pathway] else None
 
     def multiplied(self, pathway: int, frozen: Frozen, rows: Tensor) -> Tensor:
-        """See :meth:`Pathways.multiplied`."""
-        return self._scaled(pathway, rows_of(self.pool(pathway, frozen), rows))
+        """See :meth:`Pathways.multiplied`; for the head at unit length."""
+        return self._scaled(pathway, super().multiplied(pathway, frozen, rows))
 
     def logits(self, frozen: Frozen, weights: Weights, gates: Tensor, changes: Tensor | None = None) -> Tensor:
         """See :meth:`Pathways.logits`. ``changes`` are relative to the population model's logits."""
