@@ -20,7 +20,7 @@ from torch import Tensor
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.bert import TextBackbone
 from envs.scenario import Scenario
-from eval.choosers import val_users_of
+from eval.choosers import asked, digest
 from eval.group import Group
 from eval.measure import measures, support_order
 from eval.methods.base import Fitted, Method, Predictor
@@ -113,9 +113,8 @@ class Measuring:
         if shown is not None and shown not in self.plan.sizes(slow):
             return []
         counts = self.ordered.counts if shown is not None else self.support.counts
-        root = self.plan.env_kwargs.get("data_root")
-        chose = frozenset[str]().union(*(val_users_of(key, root) for key in self.plan.choosers))
-        free = [i for i in range(len(ids)) if ids[i] not in chose]
+        chose = asked(self.plan.choosers)
+        free = [i for i in range(len(ids)) if digest(ids[i]) not in chose]
         able = [i for i in free if counts[i] >= (shown or 0)]
         if not slow:
             return able

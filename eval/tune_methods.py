@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.registry import did_you_mean
 from envs import known_spec
+from eval.choosers import note_asked
 from eval.methods import METHODS, method_class, split_names
 from eval.methods.base import Method
 from eval.plan import Place, Plan
@@ -116,6 +117,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
                 continue
             weight = {"cost_weight": args.cost_weight} if kind.trades else {}
             entry = {**found.entry(), **weight, "search": search}
+            note_asked(key, (user.user_id for user in users.world.data.population.val), args.out)
             write_tuned(args.out, key, name, entry)
         table.append(row(name, entry, at_an_end(kind, entry["settings"], args.instead)))
     return [*HEAD, *table], failed

@@ -1,18 +1,14 @@
 """Who chose hyperparameters under one protocol is no test user under another."""
 
-import csv
-
-import miniatures
 import pytest
 from test_eval_run import ENV as DIGITS
 from test_eval_run import SMALL, arguments, rows
 
 from eval import choosers, run, tuned
-from eval.choosers import choosers_of, split_key, val_users_of
+from eval.choosers import asked, choosers_of, digest, note_asked, split_key
 from eval.plan import Place, Plan
 from eval.rows import Measuring
 from meta.arguments import parse_pairs
-from users.popquorn import popquorn
 
 POPQUORN, OTHER = "dsa/PopquornBert-v0", "dsa/PopquornBert-v0 protocol:new_annotators"
 ADOPTED = {"settings": {}, "adopted": OTHER}
@@ -25,15 +21,6 @@ def found(monkeypatch):
     entries = {}
     monkeypatch.setattr(choosers, "read_tuned", lambda: entries)
     return entries
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A data root with few annotators."""
-    monkeypatch.setenv("DSA_DATA_ROOT", str(miniatures.popquorn(tmp_path / "data")))
-    val_users_of.cache_clear()
-    yield tmp_path / "data"
-    val_users_of.cache_clear()
 
 
 def test_choosers_are_environments_of_the_same_people_that_settings_come_from(found):
@@ -68,20 +55,31 @@ def test_an_adopted_environment_that_is_gone_is_told_with_file_and_cure(found):
         choosers_of(POPQUORN, {})
 
 
-def test_val_users_are_those_of_the_other_protocol_and_some_of_them_are_test_users_here(root, monkeypatch):
-    with (root / "popquorn_offensiveness" / "users.csv").open() as file:
-        given = {row["user_id"] for row in csv.DictReader(file) if row["split"] == "val"}
-    assert val_users_of(OTHER) and val_users_of(OTHER) <= given
-    monkeypatch.delenv("DSA_DATA_ROOT")
-    assert val_users_of(OTHER, str(root)) == val_users_of(OTHER), "where the run's own arguments say"
-    tests = {user.user_id for fold in range(5) for user in popquorn(root, fold=fold).test}
-    assert val_users_of(OTHER) & tests
+def test_whom_tuning_asks_is_kept_beside_the_settings_and_nobody_is_forgotten(tmp_path):
+    settings = tmp_path / "mine.yml"
+    with pytest.raises(ValueError, match=r"mine-val_users.yml does not say who was asked in here; restore it, or tune there"):
+        asked(["here"], settings)
+    note_asked("here", ["ann", "bob"], settings)
+    note_asked("there", ["cleo"], settings)
+    note_asked("here", ["dora"], settings)
+    assert asked(["here"], settings) == {digest(name) for name in ("ann", "bob", "dora")}
+    assert digest("cleo") in asked(["here", "there"], settings) and asked([], settings) == frozenset()
+    assert "ann" not in (tmp_path / "mine-val_users.yml").read_text()
+    (tmp_path / "mine-val_users.yml").write_text("here: [1")
+    with pytest.raises(ValueError, match="is not a file of val users"):
+        asked(["here"], settings)
+
+
+def test_of_everything_that_was_adopted_from_the_same_people_it_is_known_who_was_asked():
+    for key, methods in tuned.read_tuned().items():
+        assert bool(choosers_of(*split_key(key))) == (key == POPQUORN), f"{key}: {sorted(methods)}"
+    assert len(asked([OTHER])) > 20
 
 
 @pytest.fixture
 def one_left_out(monkeypatch):
     """``test-3`` of the simulated users is said to have chosen."""
-    monkeypatch.setattr("eval.rows.val_users_of", lambda key, data_root: frozenset({"test-3", "nobody-here"}))
+    monkeypatch.setattr("eval.rows.asked", lambda keys: frozenset(map(digest, ("test-3", "nobody-here")) if keys else ()))
     monkeypatch.setattr(run, "choosers_of", lambda env, kwargs: ("somewhere",))
 
 
