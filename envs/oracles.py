@@ -5,8 +5,9 @@ of user and plan, R rounds, P pathways. The cost weight is applied above, so one
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from backbones.pathways import Weights
 from backbones.registry import did_you_mean
 from envs.statistics import PathwayStatistics
 from meta.inner import MetaInit, adapt, measure
+from users.base import ROLES as HELD
 from users.base import SPLITS
 from users.batch import Batch, Prepared
 
@@ -32,6 +34,8 @@ ROLES = ("validation", "query", "support_halves", "query_all_labels")
 
 PRECISIONS = ("float32", "bfloat16")
 """What the live oracle may compute in."""
+PADDED = 128
+"""Examples per user that a call's memory is meant for: where the longest have more, fewer users are adapted together."""
 
 
 def check_precision(precision: str) -> None:
@@ -228,8 +232,29 @@ class LiveOracle(Oracle):
             inside = self.population.indices(split)
             rows = np.flatnonzero((users >= inside.start) & (users < inside.stop))
             for part in np.split(rows, range(self.chunk, len(rows), self.chunk)):
-                if len(part):
-                    yield part, split, torch.from_numpy(users[part] - inside.start)
+                for some in self._light(part, users):
+                    yield some, split, torch.from_numpy(users[some] - inside.start)
+
+    def _light(self, rows: NDArray[np.int64], users: Users) -> Iterator[NDArray[np.int64]]:
+        """Rows in pieces whose users are not padded to too much: one with thousands of examples would pad all to as many."""
+        if not len(rows):
+            return
+        sizes = self._sizes[users[rows]]
+        cells = self.chunk * PADDED
+        if len(rows) * sizes.max() <= cells:
+            yield rows
+            return
+        order = np.argsort(-sizes, kind="stable")
+        first = 0
+        while first < len(order):
+            count = max(1, cells // sizes[order[first]])
+            yield rows[order[first : first + count]]
+            first += count
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """Of each user, how many examples the role with the most of them has."""
+        return np.max([self.population.sizes(role) for role in HELD], axis=0)
 
     def _refuse_nan(self, users: Users, out: NDArray[np.float64]) -> None:
         bad = ~np.isfinite(out).all((1, 2))

@@ -82,6 +82,12 @@ def test_fingerprints_of_image_files_stay_when_their_folder_moves(tmp_path):
     assert ImageFiles(()).fingerprint() == ImageFiles(()).fingerprint() != first
 
 
+def test_an_image_that_claims_to_be_huge_is_named_as_well(pictures, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(pictures.paths[1]))} cannot be read .*decompression bomb"):
+        pictures.take([1])
+
+
 @pytest.mark.parametrize("damage", ["text", "truncated", "missing"])
 def test_an_image_that_cannot_be_read_is_named_with_a_cure(pictures, damage):
     path = pictures.paths[1]

@@ -108,7 +108,7 @@ def test_the_query_is_everything_after_the_first_marker(root):
 
 @pytest.mark.parametrize("task", MAKERS)
 def test_splits_are_those_of_the_files_and_nobody_in_them_fits(tmp_path, task):
-    population = lamp(dataset(tmp_path, task), task)
+    population = lamp(dataset(tmp_path, task), task, fit_share=0.4)
     assert [len(population.val), len(population.test)] == [6, 4] and 0 < len(population.train) < 12
     for split in SPLITS:
         assert all(user.user_id.startswith(split) for user in getattr(population, split))
@@ -121,7 +121,7 @@ def test_splits_are_those_of_the_files_and_nobody_in_them_fits(tmp_path, task):
 
 
 def test_pairs_of_the_citation_task(tmp_path):
-    population = lamp(dataset(tmp_path, "LaMP-1"), "LaMP-1")
+    population = lamp(dataset(tmp_path, "LaMP-1"), "LaMP-1", fit_share=0.4)
     assert population.class_names == RELATED
     others = {}
     for split in SPLITS:
@@ -140,7 +140,7 @@ def test_pairs_of_the_citation_task(tmp_path):
 
 def test_nobody_to_be_told_apart_from(tmp_path):
     with pytest.raises(ValueError, match="no papers of other test authors to tell those of user 'test0' from; give more users"):
-        lamp(dataset(tmp_path, "LaMP-1", SIZES | {"test": 1}), "LaMP-1")
+        lamp(dataset(tmp_path, "LaMP-1", SIZES | {"test": 1}), "LaMP-1", fit_share=0.4)
 
 
 def test_without_test_answers_dev_is_halved(root):
@@ -171,6 +171,31 @@ def test_halves_and_fitting_have_somebody_and_keep_twins_together(tmp_path, seed
     assert [len(getattr(population, split)) for split in SPLITS] == [2, 2, 2] and len(population.fitting) == 20
 
 
+def test_people_whose_profiles_number_their_entries_alike_are_not_one(tmp_path):
+    def counted(split, questions, golds):
+        for question in questions:
+            for number, entry in enumerate(question["profile"]):
+                entry["id"] = number
+
+    plain, alike = lamp(dataset(tmp_path / "a")), lamp(dataset(tmp_path / "b", change=counted))
+    assert [len(getattr(alike, split)) for split in ("val", "test")] == [6, 4] and len(alike.train) > 2
+    assert len(plain.users) > 12
+
+
+def test_a_text_with_two_labels_is_in_no_role(tmp_path):
+    def twice(split, questions, golds):
+        for question in questions:
+            first = question["profile"][0]
+            other = next(tag for tag in TAGS if tag != first["tag"])
+            question["profile"].append({**first, "id": "again", "tag": other})
+
+    population = lamp(dataset(tmp_path, change=twice))
+    for user in population.users:
+        known, rest = ({text for text, _ in rows(population, part)} for part in (user.support, user.validation))
+        assert not known & rest and len(known) + len(rest) == 8
+    assert "22 texts left out (their profile gives them two labels)" in population.notes
+
+
 def test_one_dev_user_cannot_be_halved(tmp_path):
     with pytest.raises(ValueError, match="1 users with enough examples are too few: val, test"):
         lamp(dataset(tmp_path, sizes={"train": 6, "val": 1}))
@@ -182,8 +207,8 @@ def test_the_order_of_files_and_profiles_counts_nothing(root, tmp_path):
             random.Random(3).shuffle(each)
 
     for task in MAKERS:
-        first = lamp(dataset(tmp_path / "a" / task, task), task, max_users=15)
-        second = lamp(dataset(tmp_path / "b" / task, task, change=shuffled), task, max_users=15)
+        first = lamp(dataset(tmp_path / "a" / task, task), task, max_users=15, fit_share=0.4)
+        second = lamp(dataset(tmp_path / "b" / task, task, change=shuffled), task, max_users=15, fit_share=0.4)
         assert first.fingerprint() == second.fingerprint() and len(first.users) < 15
         assert sorted(rows(first, first.fitting)) == sorted(rows(second, second.fitting))
         seeds = [lamp(tmp_path / "a" / task, task, seed, fit_share=0.5).fingerprint() for seed in (0, 1)]

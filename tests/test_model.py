@@ -202,7 +202,7 @@ def test_other_folds_and_another_seed_are_other_files(toy, plain, tmp_path):
 def test_a_class_without_an_example_is_named_with_a_cure(toy, plain, tmp_path):
     some = (toy.fitting.labels != 1).nonzero()[:, 0]
     fitting = Examples(toy.fitting.inputs[some], toy.fitting.labels[some])
-    with pytest.raises(ValueError, match=r"no fitting example has class 1; let more users fit .*fit_share"):
+    with pytest.raises(ValueError, match=r"no example that fits .* has the label .*: give more users, or let more .*fit_share"):
         population_model(plain, replace(toy, fitting=fitting), tmp_path)
     assert not [*tmp_path.glob("*.json")]
 

@@ -69,6 +69,19 @@ def test_adapting_two_users_in_chunks_of_one_changes_nothing(digits, live):
     np.testing.assert_allclose(small.evaluate(users, masks).loss, live.evaluate(users, masks).loss, atol=1e-4)
 
 
+def test_where_somebody_has_many_examples_fewer_are_adapted_together(digits, live, monkeypatch):
+    users, masks = digits.users("test"), random_masks(len(digits.users("test")), len(digits.pathways))
+    whole = live.evaluate(users, masks).loss
+    monkeypatch.setattr("envs.oracles.PADDED", 1)
+    small, asked = LiveOracle(Prepared(live.pathways, live.population), live.init, chunk=60), []
+    monkeypatch.setattr(
+        small, "rows", lambda split, role, users: asked.append(len(users)) or small.data.rows(split, role, users)
+    )
+    np.testing.assert_allclose(small.evaluate(users, masks).loss, whole, atol=1e-4)
+    longest = max(len(getattr(user, role)) for user in live.population.users for role in ("support", "validation", "query"))
+    assert max(asked) == 60 // longest < len(users)
+
+
 def test_no_pair_is_adapted_twice(recorded):
     scenario, oracle = recorded
     users, masks = scenario.users("train")[:5], random_masks(5, len(scenario.pathways))

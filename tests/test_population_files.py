@@ -21,6 +21,7 @@ from populations import (
     write_csv,
 )
 
+from users.base import ROLES
 from users.files import arrays_of
 from users.jester import jester
 from users.omniglot import omniglot
@@ -330,6 +331,67 @@ def test_a_text_that_was_judged_twice_is_named(name, copy):
     edit_csv(path, lambda header, rows: rows.append([*rows[4][:-1], "0"]))
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line \d+: user '\d+' judges text '\d+' a second time"):
         LOADERS[name](copy)
+
+
+def doubled(header, rows):
+    """Every text under a second id as well."""
+    rows += [[f"{int(row[0]) + 5000}", f" {row[1]}"] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["jester", "annotators", "comments"])
+def test_a_text_under_two_ids_is_one_text(name, copy):
+    folder, plain = copy / FOLDER[name], LOADERS[name](copy)
+    edit_csv(folder / "items.csv.gz", doubled)
+
+    def elsewhere(header, rows):
+        for row in rows[::3]:  # some call it by the other id, some by both, some of these contradict themselves
+            row[1] = f"{int(row[1]) + 5000}"
+        rows += [[row[0], f"{int(row[1]) - 5000}", *row[2:]] for row in rows[::30]]
+        rows += [[row[0], f"{int(row[1]) - 5000}", *row[2:-1], str(1 - int(row[-1]))] for row in rows[3:900:30]]
+
+    edit_csv(folder / "labels.csv.gz", elsewhere)
+    population = LOADERS[name](copy)
+    assert len(population.items) == len(plain.items) == len(set(population.items.texts))
+    for user in population.users:
+        roles = [set(getattr(user, role).inputs.tolist()) for role in ROLES]
+        assert len(set.union(*roles)) == sum(map(len, roles))
+    told = " ".join(population.notes)
+    assert f"{len(plain.items)} texts are the same as another one" in told
+    assert "the same user, text and label as another one" in told and "judged the same text otherwise too" in told
+
+
+@pytest.mark.parametrize("name", ["jester", "annotators"])
+def test_an_id_of_two_texts_is_named_with_its_line(name, copy):
+    path = copy / FOLDER[name] / "items.csv.gz"
+    edit_csv(path, lambda header, rows: rows.append([rows[0][0], "quite another text"]))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}, line \d+: item_id '\d+' has another text above"):
+        LOADERS[name](copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("label", lambda v: v[:-3], r"label should be \d+ whole numbers, one for each image, not uint8 \[\d+\]"),
+        ("user_id", lambda v: v[:-3], "user_id should be"),
+        ("label", lambda v: v + 0.5, "label should be .* not float64"),
+        ("user_id", lambda v: v.astype("U5"), "user_id should be .* not <U5"),
+        ("images", lambda v: v[:-3], "label should be"),
+        ("images", lambda v: v.astype("float32"), r"images should be uint8 \[N, 28, 28\], not float32"),
+        ("images", lambda v: v.repeat(2, 1), r"images should be uint8 \[N, 28, 28\], not uint8 \[\d+, 56, 28\]"),
+    ],
+)
+def test_arrays_that_do_not_go_together_are_named(name, change, message, copy):
+    path = copy / "unipen_chars" / "unipen_chars.npz"
+    edit_npz(path, lambda arrays: arrays.update({name: change(arrays[name])}))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: {message}"):
+        unipen(copy)
+
+
+@split_by_file
+@pytest.mark.parametrize("share", [0.02, 0.98])
+def test_chance_leaves_nobody_without_a_classifier_and_no_classifier_without_users(name, share, copy):
+    population = LOADERS[name](copy, fit_share=share)
+    assert len(population.train) and len(population.fitting)
 
 
 def test_miniatures_are_the_same_for_a_seed_and_others_for_another(root, raw_root, tmp_path):

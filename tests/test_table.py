@@ -210,6 +210,33 @@ def test_numbers_are_classes_in_the_order_of_their_size(tmp_path):
     assert table(write(tmp_path / "u.csv", ratings(labels=("10", "9", "b")))).class_names == ("10", "9", "b")
 
 
+def test_whole_numbers_are_told_apart_however_long_and_others_than_plain_numbers_are_words():
+    long = [str(2**53 + n) for n in range(4)]
+    assert class_names(long, 30, "here")[0] == tuple(long)
+    assert class_names(["1_0", "10", "9"], 30, "here")[0] == ("10", "1_0", "9")
+    assert class_names(["4", "4.0", "1e1"], 30, "here")[0] == ("4", "10")
+
+
+def test_a_mark_of_a_missing_value_is_one_among_numbers_and_a_word_among_words(tmp_path):
+    rows = ratings(labels=("0", "1"))
+    marked = [row | {"label": "NA"} if n % 40 == 3 else row for n, row in enumerate(rows)]
+    population = table(write(tmp_path / "t.csv", marked))
+    assert population.class_names == ("0", "1")
+    assert "8 rows left out (a label such as NA where the others are numbers)" in population.notes
+    assert table(write(tmp_path / "u.csv", ratings(labels=("None", "good")))).class_names == ("None", "good")
+
+
+def test_of_one_users_thousands_some_are_read_whatever_their_order(tmp_path):
+    rows = ratings(each=8)
+    heavy = [{"user_id": "u00", "text": f"more {n}", "label": ("bad", "good")[n % 2]} for n in range(300)]
+    population = table(write(tmp_path / "t.csv", rows + heavy), max_rows=50, seed=1)
+    assert "258 rows left out (beyond the max_rows of their user, by hash)" in population.notes
+    assert max(sum(len(getattr(user, role)) for role in ROLES) for user in population.users) <= 50
+    assert same(population, table(write(tmp_path / "t.csv", heavy[::-1] + rows), max_rows=50, seed=1))
+    with pytest.raises(ValueError, match="max_rows must be at least 12, which a user needs"):
+        table(tmp_path / "t.csv", support=10, max_rows=11)
+
+
 def test_labels_ids_and_texts_are_stripped(tmp_path):
     rows = [
         row | {"user_id": f" {row['user_id']} ", "label": f"{row['label']} ", "text": f" {row['text']}"} for row in ratings()
@@ -377,6 +404,14 @@ def test_images_are_found_beside_the_table_and_opened_when_needed(tmp_path, phot
         population.items.take([names.index("59.png")])
 
 
+def test_an_image_is_one_however_its_path_is_spelt(tmp_path, photos):
+    again = [row | {"image": spelling.format(row["image"])} for row in photos for spelling in (" {} ", "./{}", "img/../{}")]
+    (tmp_path / "spelt").mkdir()
+    (tmp_path / "spelt" / "img").symlink_to(tmp_path / "img")
+    population = table(write(tmp_path / "spelt" / "t.csv", photos + again))
+    assert len(population.items) == 60 and any("960 rows left out" in note for note in population.notes)
+
+
 def test_an_image_that_is_missing_is_named_with_its_line(tmp_path, photos):
     photos[6]["image"] = photos[9]["image"] = "img/none.png"
     with pytest.raises(FileNotFoundError, match=r"t.csv, line 8: there is no image .*none.png \(1 of 61 images .*relative to"):
@@ -441,6 +476,16 @@ def test_parquet_that_is_broken_or_holds_something_else(tmp_path):
         table(parquet(tmp_path / "l.parquet", [row | {"text": [row["text"]]} for row in ratings()]))
     with pytest.raises(ValueError, match="has no column 'label'"):
         table(parquet(tmp_path / "m.parquet", [{"user_id": 1, "text": "a"}]))
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view", "of two", "dictionary"])
+def test_parquet_whose_ids_are_bytes_is_refused(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet takes pyarrow, an optional dependency")
+    kinds = {"of two": pyarrow.binary(2), "dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.binary())}
+    made = kinds[kind] if kind in kinds else getattr(pyarrow, kind)()
+    rows = [row | {"user_id": row["user_id"][1:].encode()} for row in ratings()]
+    with pytest.raises(ValueError, match=r"column 'user_id' holds .*binary.*; it should hold strings or numbers"):
+        table(parquet(tmp_path / "b.parquet", rows, user_id=made))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -35,16 +35,33 @@ def parts_of(users: Iterable[str], seed: int, fit_share: float, given: Mapping[s
     for name in ("val", "test"):
         if name not in given.values():
             raise ValueError(f"no {name} user has enough examples; give that split more users, or more examples per user.")
-    return filled(_with_fitting(given, seed, fit_share), ("fitting", "train"), seed)
+    return with_fitting(given, given, seed, fit_share)
 
 
 def settled(split: Mapping[str, str], fit_share: float) -> dict[str, str]:
     """A split by hash with empty parts filled; there are two train users at least, of whom one can be fitted on."""
-    part = filled(_with_fitting(split, SPLIT_SEED, fit_share), PARTS, SPLIT_SEED)
+    part = filled(_dealt(split, SPLIT_SEED, fit_share), PARTS, SPLIT_SEED)
     return {user: "train" if part[user] == "fitting" else part[user] for user in part}
 
 
-def _with_fitting(split: Mapping[str, str], seed: int, fit_share: float) -> dict[str, str]:
+def with_fitting(split: Mapping[str, str], able: Mapping[str, object], seed: int, fit_share: float) -> dict[str, str]:
+    """A split with a share of the train users, by hash, in ``fitting``; chance leaves neither ``fitting`` nor ``train`` empty.
+
+    Args:
+        split: of each user.
+        able: by user, false for those with too few examples to be personalised, who can only be fitted on.
+        seed: deals users.
+        fit_share: the share.
+
+    Raises:
+        ValueError: if fewer than two train users have enough examples.
+    """
+    part = _dealt(split, seed, fit_share)
+    among = {user: own for user, own in part.items() if own in ("fitting", "train") and able[user]}
+    return {**part, **filled(among, ("fitting", "train"), seed)}
+
+
+def _dealt(split: Mapping[str, str], seed: int, fit_share: float) -> dict[str, str]:
     return {user: "fitting" if own == "train" and is_fitting(user, seed, fit_share) else own for user, own in split.items()}
 
 

@@ -129,7 +129,8 @@ class Population:
             _check_finite(self.items.values, mine, "items")
             _check_single(self.items.values, f"{mine} has", "items")
         if empty := [split for split in SPLITS if not getattr(self, split)]:
-            raise ValueError(f"population {self.name!r} has no {empty[0]} users; give it more users, or another split.")
+            why = f" Its loader says: {'; '.join(self.notes)}." if self.notes else ""
+            raise ValueError(f"population {self.name!r} has no {empty[0]} users; give it more users, or another split.{why}")
         ids = self.ids
         if len(set(ids)) < len(ids):
             twice = sorted({i for i in ids if ids.count(i) > 1})

@@ -112,7 +112,7 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         cure = "mend the file or take its row out of the table"
         raise ValueError(f"the image {path} cannot be read ({error}); {cure}.") from error
 

@@ -5,11 +5,12 @@ Source: Goldberg, Roeder, Gupta and Perkins 2001, "Eigentaste: A Constant Time C
 
 from pathlib import Path
 
+from users.assignment import with_fitting
 from users.base import Examples, Population, User
 from users.files import find, rows_of
 from users.items import TextItems
 from users.judgements import read_judgements
-from users.roles import dropped_note, is_fitting, splits_given
+from users.roles import MINIMUM, dropped_note, splits_given
 
 FILES = ("items.csv.gz", "labels.csv.gz", "users.csv")
 
@@ -32,13 +33,15 @@ def jester(
     if support < 1 or not 0 < fit_share < 1:
         raise ValueError(f"support must be at least 1 and fit_share between 0 and 1, got {support} and {fit_share}.")
     items_path, labels_path, users_path = find(data_root, "jester5k", FILES)
-    texts, judged = read_judgements(items_path, labels_path)
+    texts, judged, notes = read_judgements(items_path, labels_path)
     rows = judged.rows()
     given = ((row["user_id"], row["split"]) for row in rows_of(users_path, ("user_id", "split")))
     split: dict[str, list[User]] = {"train": [], "val": [], "test": []}
     fitting, dropped = [], []
-    for reader, name in splits_given(users_path, given, rows).items():
-        if name == "train" and is_fitting(reader, seed, fit_share):
+    splits = splits_given(users_path, given, rows)
+    able = {reader: len(rows.get(reader, ())) >= support + MINIMUM for reader in splits}
+    for reader, name in with_fitting(splits, able, seed, fit_share).items():
+        if name == "fitting":
             fitting += rows.get(reader, [])
         elif max_users is None or len(split[name]) < max_users:
             user = judged.user(reader, rows.get(reader, []), seed, support)
@@ -54,5 +57,5 @@ def jester(
         items=TextItems(tuple(texts.values())),
         fitting=Examples(inputs[fitting], labels[fitting]),
         class_names=("not funny", "funny"),
-        notes=dropped_note("readers", dropped, f"no ratings beyond the {support} of the support"),
+        notes=(*dropped_note("readers", dropped, f"no ratings beyond the {support} of the support"), *notes),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from users.base import User
-from users.files import rows_of
+from users.files import Row, rows_of
 from users.roles import MINIMUM, by_hash, deal, user_from
 
 
@@ -66,14 +66,16 @@ class Judgements:
         return user_from(user_id, *self.tensors, roles)
 
 
-def read_judgements(items_path: Path, labels_path: Path) -> tuple[dict[str, str], Judgements]:
-    """Texts by id out of one table, and who gave which of them which label out of another.
+def read_judgements(items_path: Path, labels_path: Path) -> tuple[dict[str, str], Judgements, tuple[str, ...]]:
+    """Texts by id out of one table, who gave which of them which label out of another, and notes; see :func:`joined`.
 
     Raises:
-        ValueError: names the file and what is wrong: a text that is not there, or that somebody judged twice (which could
-            put it into two of their roles).
+        ValueError: names the file and what is wrong: an id of two texts, a text that is not there, or that somebody judged
+            twice (which could put it into two of their roles).
     """
-    texts = {row["item_id"]: row["text"] for row in rows_of(items_path, ("item_id", "text"))}
+    texts: dict[str, str] = {}
+    for row in rows_of(items_path, ("item_id", "text")):
+        note_text(texts, row, "item_id")
     labels: dict[tuple[str, str], int] = {}
     for row in rows_of(labels_path, ("user_id", "item_id", "label")):
         user, item = row["user_id"], row["item_id"]
@@ -82,4 +84,39 @@ def read_judgements(items_path: Path, labels_path: Path) -> tuple[dict[str, str]
         if (user, item) in labels:
             raise ValueError(f"{row.where}: user {user!r} judges text {item!r} a second time; remove one of the rows.")
         labels[user, item] = row.integer("label")
-    return texts, Judgements.of([(*pair, label) for pair, label in labels.items()], texts)
+    return joined(texts, labels)
+
+
+def note_text(texts: dict[str, str], row: Row, column: str) -> None:
+    """Put a row's text under its id. Raises ``ValueError`` if that has another text already."""
+    if texts.setdefault(row[column], row["text"]).strip() != row["text"].strip():
+        raise ValueError(f"{row.where}: {column} {row[column]!r} has another text above; give each text an id of its own.")
+
+
+def joined(
+    texts: Mapping[str, str], labels: Mapping[tuple[str, str], int]
+) -> tuple[dict[str, str], Judgements, tuple[str, ...]]:
+    """Texts by id and their judgements, with texts that read the same (white space around them aside) made one.
+
+    Under two ids a text could go to two roles of somebody, or to two folds. Its first id stands for all; of what somebody
+    says of it several times one is kept, or none if they contradict themselves. Notes say what was left out.
+
+    Args:
+        texts: by id.
+        labels: by user and id.
+    """
+    first: dict[str, str] = {}
+    stands = {key: first.setdefault(text.strip(), key) for key, text in texts.items()}
+    given: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for (user, key), label in labels.items():
+        given[user, stands[key]].append(label)
+    kept = [(*pair, own[0]) for pair, own in given.items() if len(set(own)) == 1]
+    left = {key: text for key, text in texts.items() if stands[key] == key}
+    contested = sum(len(own) for own in given.values()) - sum(len(given[pair[:2]]) for pair in kept)
+    again = len(labels) - len(kept) - contested
+    notes = (
+        (len(texts) - len(left), "texts are the same as another one, and taken for it"),
+        (again, "judgements left out (the same user, text and label as another one)"),
+        (contested, "judgements left out (their user judged the same text otherwise too)"),
+    )
+    return left, Judgements.of(kept, left), tuple(f"{count} {what}" for count, what in notes if count)

@@ -42,10 +42,11 @@ def lamp(
     * ``LaMP-2``, a movie's tag from its description; also the older files, a news article's category from its text.
     * ``LaMP-3``, the score (1 to 5) of a product review from its text.
 
-    Profile entries with an empty text or with the text of the query are left out. A label that no train question has is
-    an error. Train questions are train users, dev questions val users, test questions test users. The benchmark keeps
-    ``test_outputs.json``: without it the dev questions are split in halves, val and test, such that questions with the same
-    profile stay together. Take the files of the split by user; in those of the split by time, people recur.
+    Profile entries with an empty text, with the text of the query or with a text that has another label too are left out. A
+    label that no train question has is an error. Train questions are train users, dev questions val users, test questions
+    test users. The benchmark keeps ``test_outputs.json``: without it the dev questions are split in halves, val and test,
+    such that questions with the same profile stay together. Take the files of the split by user; in those of the split by
+    time, people recur.
 
     A whole JSON file is in memory while it is read, as Python objects several times its size; LaMP-3 takes the most.
 
@@ -76,11 +77,13 @@ def lamp(
     picked = chosen(part, len(part) if max_users is None else max_users, seed)
     part = {name: part[name] for name in picked}
     used = {name: able[name] for name in picked}
+    contested = sum(question.contested for question in used.values())
     if task == "LaMP-1":
         used = _paired(used, part, seed)
     notes = (
         *(["there is no test_outputs.json: half of the dev users are val users, half are test users"] if halved else []),
         *dropped_note("users", list(questions.keys() - able), f"fewer than {MINIMUM} profile entries, or an empty question"),
+        *([f"{contested:,} texts left out (their profile gives them two labels)"] if contested else []),
         *([f"{len(part):,} of {len(able):,} users were chosen by hash (max_users)"] if len(part) < len(able) else []),
         f"{list(part.values()).count('fitting'):,} further users fit the population model and are in no split",
     )

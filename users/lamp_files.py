@@ -1,6 +1,7 @@
 """The JSON files of LaMP: questions with profiles, and their answers."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,12 +21,16 @@ Rows = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and the profile of who is asked. ``person`` is the same for questions with the same profile."""
+    """A question, and the profile of who is asked. ``person`` is the same for questions with the same profile.
+
+    ``contested`` texts of the profile are left out: they have two labels, and could be adapted on and asked about.
+    """
 
     split: str
     person: str
     profile: Rows
     query: Rows
+    contested: int = 0
 
 
 def questions_of(task: str, split: str, questions: Path, outputs: Path) -> dict[str, Question]:
@@ -63,13 +68,23 @@ def _question(task: str, split: str, entry: Any, gold: str, where: str) -> Quest
         _references(prompt, gold, where) if task == "LaMP-1" else ((_asked(task, prompt, where), _label(task, gold, where)),)
     )
     asked = {text for text, _ in query}
-    rows = dict.fromkeys(_profile_row(task, each, f"{where}, profile") for each in profile)  # without repetitions
-    ids = sorted(str(_value(each, "id", f"{where}, profile")) for each in profile)
+    entries = [_profile_row(task, each, f"{where}, profile") for each in profile]
+    ids = [str(_value(each, "id", f"{where}, profile")) for each in profile]  # of their own in every profile, in some files
+    whole = sorted("\x1e".join((name, *row)) for name, row in zip(ids, entries, strict=True))
+    rows = dict.fromkeys(entries)  # without repetitions
+    labels = Counter(text for text, _ in rows)
+    try:
+        person = sha256("\x1f".join(whole).encode()).hexdigest()
+        for text in asked:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half a character ({error.reason}); restore the file.") from error
     return Question(
         split,
-        sha256("\x1f".join(ids).encode()).hexdigest(),
-        tuple((text, label) for text, label in rows if text and text not in asked),
+        person,
+        tuple((text, label) for text, label in rows if text and text not in asked and labels[text] == 1),
         query if all(asked) else (),
+        sum(count > 1 for count in labels.values()),
     )
 
 
@@ -117,12 +132,15 @@ def _golds(task: str, path: Path) -> dict[str, str]:
     if not of.replace("_", "-").startswith(task):
         raise ValueError(f"{path} is of task {of!r}, not {task}; give the folder of {task}.")
     golds = _value(outputs, "golds", str(path))
+    if not isinstance(golds, list):
+        raise ValueError(f"{path}: 'golds' should be a list of answers; restore the file.")
     return {str(_value(gold, "id", f"{path}, golds")): str(_value(gold, "output", f"{path}, golds")) for gold in golds}
 
 
 def _value(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, Mapping) or key not in entry:
-        has = f"it has {', '.join(map(str, entry))}" if isinstance(entry, Mapping) else f"it is {type(entry).__name__}"
+    if not isinstance(entry, Mapping) or entry.get(key) is None:
+        held = [name for name in entry if entry[name] is not None] if isinstance(entry, Mapping) else []
+        has = f"it has {', '.join(map(str, held))}" if isinstance(entry, Mapping) else f"it is {type(entry).__name__}"
         raise ValueError(f"{where}: an entry has no {key!r} ({has}); restore the file.")
     return entry[key]
 

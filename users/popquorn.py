@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
+from users.assignment import with_fitting
 from users.base import Examples, Population, User
 from users.files import data_root as root_of
 from users.files import find, rows_of
 from users.items import TextItems
-from users.judgements import Judgements, read_judgements
-from users.roles import by_hash, dropped_note, is_fitting, sorted_ids, splits_given
+from users.judgements import Judgements, joined, note_text, read_judgements
+from users.roles import by_hash, dropped_note, sorted_ids, splits_given
 
 PROTOCOLS = ("new_annotators", "new_annotators_and_comments")
 FOLDS = 5
@@ -82,9 +83,9 @@ def _read(root: str | Path | None) -> _Source:
     if raw is not None:
         return _read_raw(raw)
     items_path, labels_path, users_path = find(root, "popquorn_offensiveness", FILES, instead=places)
-    texts, judged = read_judgements(items_path, labels_path)
+    texts, judged, notes = read_judgements(items_path, labels_path)
     given = ((row["user_id"], row["split"]) for row in rows_of(users_path, ("user_id", "split")))
-    return _Source(texts, judged, splits_given(users_path, given, judged.users))
+    return _Source(texts, judged, splits_given(users_path, given, judged.users), notes)
 
 
 def _read_raw(path: Path) -> _Source:
@@ -94,24 +95,22 @@ def _read_raw(path: Path) -> _Source:
     repeated = 0
     for row in rows_of(path, ("instance_id", "user_id", "text", "offensiveness")):
         pair, label = (row["user_id"], row["instance_id"]), int(row.number("offensiveness") >= 2)
-        texts[row["instance_id"]] = row["text"]
+        note_text(texts, row, "instance_id")
         repeated += pair in labels
         labels.setdefault(pair, label)
     note = f"{repeated} judgements left out (the same annotator and comment as an earlier row of {path.name})"
-    judged = Judgements.of([(*pair, label) for pair, label in labels.items()], texts)
-    return _Source(texts, judged, {}, (note,) if repeated else ())
+    texts, judged, notes = joined(texts, labels)
+    return _Source(texts, judged, {}, (*notes, note) if repeated else notes)
 
 
 def _new_annotators(source: _Source, seed: int, share: float) -> Population:
     rows = source.judged.rows()
     folds = _folds(rows, "annotator")
-    fitting, users = [], {}
-    for name in sorted_ids(rows):
-        split = source.splits.get(name) or ("test" if folds[name] == 0 else "val" if folds[name] == 1 else "train")
-        if split == "train" and is_fitting(name, seed, share):
-            fitting += rows[name]
-        else:
-            users[name] = (split, source.judged.user(name, rows[name], seed, SUPPORT, VALIDATION))
+    dealt = {name: source.judged.user(name, rows[name], seed, SUPPORT, VALIDATION) for name in sorted_ids(rows)}
+    by_fold = {name: "test" if folds[name] == 0 else "val" if folds[name] == 1 else "train" for name in dealt}
+    part = with_fitting({name: source.splits.get(name, by_fold[name]) for name in dealt}, dealt, seed, share)
+    fitting = [row for name, own in part.items() if own == "fitting" for row in rows[name]]
+    users = {name: (own, dealt[name]) for name, own in part.items() if own != "fitting"}
     return _population(source, users, fitting, None, seed)
 
 

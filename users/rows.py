@@ -1,9 +1,11 @@
 """A table's rows: counted per user in a first pass, kept for some of the users in a second."""
 
 import math
+import os
+import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +14,16 @@ from tqdm.auto import tqdm
 
 from backbones.registry import did_you_mean
 from users.base import SPLITS
+from users.roles import by_hash
 from users.streaming import Source
 
 INCOMPLETE = 0.1
 """Share of rows that may lack a value and be left out; a table that lacks more is probably not what was meant."""
 MOST_CLASSES = 100
+WHOLE = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+MISSING = frozenset(("na", "<na>", "n/a", "null", "none"))
+"""What a missing value is written as where labels are numbers; where they are words it may be one of them."""
 
 
 @dataclass
@@ -97,7 +104,8 @@ class Rows:
         classes: names, sorted; of numbers, by size.
         few: users with too few rows once repetitions are left out; the rest is without them.
         repeated: rows that were left out as repetitions. contested: rows that were left out because their
-            user gave that content another label too.
+            user gave that content another label too. unlabelled: rows that were left out for such a label as ``NA`` among
+            numbers. beyond: rows that were left out because their user has more than enough.
     """
 
     users: list[str]
@@ -109,10 +117,14 @@ class Rows:
     few: list[str]
     repeated: int
     contested: int
+    unlabelled: int
+    beyond: int
 
 
-def collect(source: Source, columns: Sequence[str], readers: Sequence[str], total: int, enough: int) -> Rows:
+def collect(source: Source, columns: Sequence[str], readers: Sequence[str], total: int, enough: int, most: int) -> Rows:
     """The second pass: the rows of ``readers`` who have ``enough`` different ones, of a table of ``total`` rows.
+
+    Of who has more than ``most``, so many are kept, by a hash of user and content.
 
     Raises:
         ValueError: for labels that are no classes.
@@ -121,18 +133,24 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     contents: dict[str, int] = {}
     labels: dict[str, int] = {}
     places, flat = array("q"), array("q")
-    texts = columns[2] == "text"  # as users and labels, they are the same whatever white space is around; paths may not be
+    spelt = str.strip if columns[2] == "text" else _path
     for place, (user, label, content, *_) in tqdm(source.rows(columns), f"reading {source.path.name}", total, unit="row"):
         reader = reader_of.get(user.strip())
         if reader is None or not _complete(user, label, content):
             continue
-        item = contents.setdefault(content.strip() if texts else content, len(contents))
+        item = contents.setdefault(spelt(content), len(contents))
         if item == len(places):
             places.append(place)
         flat.extend((reader, item, labels.setdefault(label.strip(), len(labels))))
-    names, classes = class_names(list(labels), len(flat) // 3, f"{source.path}: column {columns[1]!r}")
-    triples = np.frombuffer(flat, np.int64).reshape(-1, 3)
-    order, rank = _ranks(list(contents))
+    every = np.frombuffer(flat, np.int64).reshape(-1, 3)
+    known = _known(list(labels))
+    triples = every[np.isin(every[:, 2], known)]
+    named = list(labels)
+    names, of_known = class_names([named[label] for label in known], len(triples), f"{source.path}: column {columns[1]!r}")
+    classes = np.zeros(len(labels), np.int64)
+    classes[known] = of_known
+    spellings = list(contents)
+    order, rank = _ranks(spellings)
     distinct = np.unique(np.stack([triples[:, 0], rank[triples[:, 1]], classes[triples[:, 2]]]), axis=1)
     repeated = len(triples) - distinct.shape[1]
     # One content under two labels cannot be dealt to roles: the user would be adapted on what they are asked.
@@ -140,21 +158,46 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     clear = ~(np.append(again, False) | np.insert(again, 0, False))
     contested, distinct = int((~clear).sum()), distinct[:, clear]
     per_reader = np.bincount(distinct[0], minlength=len(readers))
-    kept = distinct[:, per_reader[distinct[0]] >= enough]
+    able = distinct[:, per_reader[distinct[0]] >= enough]
+    kept = _at_most(able, most, lambda reader, item: (readers[reader], spellings[order[item]]))
     items, place_of = np.unique(kept[1], return_inverse=True)
     used, label_of = np.unique(kept[2], return_inverse=True)
-    named = list(contents)
     return Rows(
         [readers[number] for number in kept[0]],
         place_of,
         label_of,
-        tuple(named[order[item]] for item in items),
+        tuple(spellings[order[item]] for item in items),
         tuple(places[order[item]] for item in items),
         tuple(names[c] for c in used),
         [user for user, own in zip(readers, per_reader, strict=True) if own < enough],
         repeated,
         contested,
+        len(every) - len(triples),
+        able.shape[1] - kept.shape[1],
     )
+
+
+def _path(name: str) -> str:
+    """One file has one name, however it is spelt."""
+    return os.path.normpath(name.strip())
+
+
+def _known(labels: Sequence[str]) -> list[int]:
+    """Positions of the labels that are none of the marks of a missing number; of all labels where the others are words."""
+    known = [place for place, label in enumerate(labels) if label.lower() not in MISSING]
+    return known if _numbers([labels[place] for place in known]) else list(range(len(labels)))
+
+
+def _at_most(rows: NDArray[np.int64], most: int, key: Callable[[int, int], Hashable]) -> NDArray[np.int64]:
+    """``rows`` ``[3, R]``, sorted by their first line, with at most so many of each of its values, by a hash of ``key``."""
+    starts = np.flatnonzero(np.diff(rows[0], prepend=-1))
+    parts: list[int] = []
+    for own in np.split(np.arange(rows.shape[1]), starts[1:]):
+        kept = own.tolist()
+        if len(kept) > most:
+            kept = sorted(by_hash(kept, lambda row: key(rows[0, row], rows[1, row]), "most")[:most])
+        parts += kept
+    return rows[:, parts]
 
 
 def _ranks(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -171,7 +214,7 @@ def class_names(values: Sequence[str], rows: int, where: str) -> tuple[tuple[str
     """
     numbers = _numbers(values)
     distinct: list = sorted(set(values if numbers is None else numbers))
-    fractions = numbers is not None and not all(number.is_integer() for number in numbers)
+    fractions = numbers is not None and not all(float(number).is_integer() for number in numbers)
     if len(distinct) > MOST_CLASSES or (fractions and len(distinct) > rows / 2):
         examples = ", ".join(values[:3])
         cure = (
@@ -185,10 +228,9 @@ def class_names(values: Sequence[str], rows: int, where: str) -> tuple[tuple[str
     return tuple(names), np.array([place[value] for value in (values if numbers is None else numbers)], dtype=np.int64)
 
 
-def _numbers(values: Sequence[str]) -> list[float] | None:
-    """The values as finite numbers, if they all are."""
-    try:
-        numbers = [float(value) for value in values]
-    except ValueError:
+def _numbers(values: Sequence[str]) -> list[int | float] | None:
+    """The values as finite numbers, if they all are; whole ones of any length as they are, where a float would round them."""
+    if not all(map(NUMBER.fullmatch, values)):
         return None
+    numbers = [int(value) if WHOLE.fullmatch(value) else float(value) for value in values]
     return numbers if all(map(math.isfinite, numbers)) else None

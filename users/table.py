@@ -18,15 +18,21 @@ SUPPORT, FEWEST = 20, 4
 
 
 def table(
-    data: str | Path, seed: int = 0, support: int | None = None, fit_share: float = 0.25, max_users: int = 2000
+    data: str | Path,
+    seed: int = 0,
+    support: int | None = None,
+    fit_share: float = 0.25,
+    max_users: int = 2000,
+    max_rows: int = 500,
 ) -> Population:
     """Users of a table; splits are by user, and neither they nor roles depend on the order of the rows.
 
     One row is one label that one user gave one text or image. Of each user ``support`` rows are known (picked by a hash of
     the text or path), the rest is halved in validation and query. Labels may be words or numbers, at most 100 different
     ones. Left out, and counted in ``Population.notes``: repetitions of a row, rows whose user gave the same
-    content another label too, rows that lack a value (the label ``nan`` lacks one), and users with too few rows. White space
-    around ids, labels and texts counts for nothing.
+    content another label too, rows that lack a value (the label ``nan`` lacks one, and ``NA`` and its like among numbers), and
+    users with too few rows. White space around ids, labels, texts and paths counts for nothing. Image files are told apart by
+    their paths: copies of a file are different images.
 
     The file is read twice, row by row: to count rows per user, then to keep the rows of the users who were chosen. Of
     1,000,000 rows of 20,000 users (80 MB of CSV) that took 6 s and 40 MB of memory on one core; of Parquet, 4 s and 85 MB.
@@ -40,6 +46,8 @@ def table(
             and users need four.
         fit_share: share of the train users whose rows fit the population model; they are personalised no more.
         max_users: at most so many users are read, those who fit the population model included.
+        max_rows: of who has more, so many different rows are read, by hash: one user's thousands would cost what thousands of
+            users do.
 
     Raises:
         FileNotFoundError: if the file, or an image that is used, is missing.
@@ -51,15 +59,17 @@ def table(
             f"support must be at least 1, fit_share between 0 and 1 and max_users at least {len(PARTS)}, "
             f"got {support}, {fit_share} and {max_users}."
         )
+    enough = FEWEST if support is None else support + MINIMUM
+    if max_rows < enough:
+        raise ValueError(f"max_rows must be at least {enough}, which a user needs (support and {MINIMUM}), got {max_rows}.")
     source = open_table(Path(data))
     columns = _columns(source)
     census = count(source, columns)
-    enough = FEWEST if support is None else support + MINIMUM
     able = [user for user, rows in census.rows.items() if rows >= enough]
     part = parts_of(able, seed, fit_share, census.splits)
     splits = {user: "train" if own == "fitting" else own for user, own in part.items()}
     readers = chosen(part, max_users, seed)
-    rows = collect(source, columns, readers, census.total, enough)
+    rows = collect(source, columns, readers, census.total, enough, max_rows)
     left = {user: splits[user] for user in set(rows.users)}
     part = parts_of(left, seed, fit_share, settled(left, fit_share) if census.splits is None else left)
     check_classes(rows.classes, rows.labels, np.array([part[user] for user in rows.users]), rows.users, fit_share)
@@ -97,7 +107,7 @@ def _items(source: Source, column: str, rows: Rows) -> Items:
     """The texts, or the image files if they are there."""
     if column == "text":
         return TextItems(rows.contents)
-    paths = tuple(source.path.parent / name.strip() for name in rows.contents)
+    paths = tuple(source.path.parent / name for name in rows.contents)
     missing = [(place, path) for place, path in zip(rows.places, paths, strict=True) if not path.is_file()]
     if missing:
         place, path = min(missing)
@@ -116,6 +126,10 @@ def _left_out(source: Source, census: Census, rows: Rows) -> list[str]:
         notes.append(f"{rows.repeated:,} rows left out (the same user, content and label as another row)")
     if rows.contested:
         notes.append(f"{rows.contested:,} rows left out (their user gave the same content another label too)")
+    if rows.unlabelled:
+        notes.append(f"{rows.unlabelled:,} rows left out (a label such as NA where the others are numbers)")
+    if rows.beyond:
+        notes.append(f"{rows.beyond:,} rows left out (beyond the max_rows of their user, by hash)")
     return notes
 
 

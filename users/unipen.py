@@ -4,6 +4,7 @@ Source: Guyon et al. 1994, "UNIPEN project of on-line data exchange and recogniz
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from users.assignment import with_fitting
 from users.base import Examples, Population, User
 from users.files import arrays_of, find, json_of, rows_of
 from users.items import TensorItems
-from users.roles import by_hash, dropped_note, is_fitting, splits_given, user_from
+from users.roles import by_hash, dropped_note, splits_given, user_from
 
+SIZE = (28, 28)
 LEFT = 20
 """Images that a writer must have beyond the support."""
 
@@ -42,24 +45,26 @@ def unipen(data_root: str | Path | None = None, seed: int = 0, shots: int = 3, f
         raise ValueError(f"shots must be at least 1 and fit_share between 0 and 1, got {shots} and {fit_share}.")
     images_path, users_path, meta_path = find(data_root, "unipen_chars", ("unipen_chars.npz", "users.csv", "meta.json"))
     data = arrays_of(images_path, ("images", "label", "user_id"))
+    _check(images_path, data)
     names = _class_names(meta_path)
     labels = torch.from_numpy(data["label"].astype(np.int64))
     digests = [sha256(image.tobytes()).hexdigest() for image in data["images"]]
     split: dict[str, list[User]] = {"train": [], "val": [], "test": []}
     fitting, dropped, ambiguous = [], [], 0
-    for writer, (name, collection) in _writers(users_path, data["user_id"]).items():
-        mine = np.flatnonzero(data["user_id"] == writer)
-        if name == "train" and is_fitting(writer, 0, fit_share):
-            fitting.append(mine)
-            continue
-        clear = _clear(mine, digests)
-        roles = _roles(clear, data["label"], digests, shots, seed, writer)
-        if not roles[0] or len(roles[1]) + len(roles[2]) < LEFT:
+    writers = _writers(users_path, data["user_id"])
+    mine = {writer: np.flatnonzero(data["user_id"] == int(writer)) for writer in writers}
+    clear = {writer: _clear(own, digests) for writer, own in mine.items()}
+    roles = {writer: _roles(own, data["label"], digests, shots, seed, writer) for writer, own in clear.items()}
+    able = {writer: bool(support) and len(first) + len(rest) >= LEFT for writer, (support, first, rest) in roles.items()}
+    for writer, name in with_fitting({writer: of for writer, (of, _) in writers.items()}, able, 0, fit_share).items():
+        if name == "fitting":
+            fitting.append(mine[writer])
+        elif not able[writer]:
             dropped.append(writer)
-            continue
-        ambiguous += len(mine) - len(clear)
-        info = {"collection": collection, "classes": len(set(data["label"][clear].tolist()))}
-        split[name].append(user_from(writer, torch.arange(len(labels)), labels, roles, **info))
+        else:
+            ambiguous += len(mine[writer]) - len(clear[writer])
+            info = {"collection": writers[writer][1], "classes": len(set(data["label"][clear[writer]].tolist()))}
+            split[name].append(user_from(writer, torch.arange(len(labels)), labels, roles[writer], **info))
     chosen = torch.from_numpy(np.concatenate(fitting)) if fitting else torch.empty(0, dtype=torch.long)
     return Population(
         "unipen",
@@ -78,6 +83,19 @@ def unipen(data_root: str | Path | None = None, seed: int = 0, shots: int = 3, f
     )
 
 
+def _check(path: Path, data: Mapping[str, NDArray]) -> None:
+    """Raise ``ValueError`` if the arrays do not go together, or are not of what is expected."""
+    images, label, writer = data["images"], data["label"], data["user_id"]
+    if images.dtype != np.uint8 or images.shape[1:] != SIZE:
+        raise ValueError(f"{path}: images should be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}; restore it.")
+    for name, values in (("label", label), ("user_id", writer)):
+        if values.dtype.kind not in "iu" or values.shape != images.shape[:1]:
+            raise ValueError(
+                f"{path}: {name} should be {len(images)} whole numbers, one for each image, not {values.dtype} "
+                f"{list(values.shape)}; restore it."
+            )
+
+
 def _class_names(path: Path) -> tuple[str, ...]:
     meta = json_of(path)
     names = meta.get("classes") if isinstance(meta, dict) else None
@@ -86,12 +104,12 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _writers(path: Path, with_images: NDArray) -> dict[int, tuple[str, str]]:
+def _writers(path: Path, with_images: NDArray) -> dict[str, tuple[str, str]]:
     """Split and collection of each writer, sorted."""
     rows = [(str(row.integer("user_id")), row) for row in rows_of(path, ("user_id", "collection", "split"))]
     given = splits_given(path, ((name, row["split"]) for name, row in rows), map(str, np.unique(with_images).tolist()))
     collections = {name: row["collection"] for name, row in rows}
-    return {int(name): (split, collections[name]) for name, split in given.items()}
+    return {name: (split, collections[name]) for name, split in given.items()}
 
 
 def _clear(rows: NDArray[np.int64], digests: list[str]) -> NDArray[np.int64]:
@@ -104,7 +122,7 @@ def _clear(rows: NDArray[np.int64], digests: list[str]) -> NDArray[np.int64]:
 
 
 def _roles(
-    rows: NDArray[np.int64], labels: NDArray, digests: list[str], shots: int, seed: int, writer: int
+    rows: NDArray[np.int64], labels: NDArray, digests: list[str], shots: int, seed: int, writer: str
 ) -> tuple[list[int], list[int], list[int]]:
     by_class: dict[int, list[int]] = defaultdict(list)
     for row in by_hash(rows.tolist(), digests.__getitem__, "unipen", seed, writer):
