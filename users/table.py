@@ -41,7 +41,8 @@ def table(
         data: ``.csv``, ``.csv.gz`` (UTF-8 with a header) or ``.parquet`` with columns ``user_id``, ``label``, either
             ``text`` or ``image`` (paths, relative to the file's folder), and, if splits are given, ``split``: train, val
             or test, the same for all rows of a user.
-        seed: chooses users, deals train users to fitting, and rows to roles; who is val or test does not depend on it.
+        seed: chooses users, deals train users to fitting, and rows to roles; who is val or test does not depend on it, unless
+            repetitions leave so few users that a split would be empty.
         support: rows that are known of a user; users need two more. None: 20, or half of the user's rows if that is less,
             and users need four.
         fit_share: share of the train users whose rows fit the population model; they are personalised no more.
