@@ -12,6 +12,7 @@ import yaml
 
 from envs import MINIATURES
 from eval import tune_methods
+from eval.choosers import asked, digest
 from eval.methods import METHODS
 from eval.methods.base import Method, Predictor, Sizes
 from eval.tuned import HEADER, PACKAGED, entry_for, env_key, read_tuned, settings_for, write_tuned
@@ -180,6 +181,12 @@ def test_other_values_stand_in_for_a_methods_own_and_the_first_of_them_for_a_def
     assert (found["trials"], found["settings"]) == (6, {"high": 5, "kind": "b"})
     assert entries(tmp_path)["full_finetune"]["trials"] == 5  # of its space the five rates are left
     assert Planted.trained[0][0].high == 3
+
+
+def test_whom_tuning_asked_is_kept_beside_what_it_found(run, tmp_path, digits_world):
+    run("planted", "--trials", 2)
+    val = digits_world.data.population.val
+    assert asked([ENV], tmp_path / "methods.yml") == {digest(user.user_id) for user in val} and len(val)
 
 
 def test_what_was_found_elsewhere_can_be_taken_over(run, tmp_path):
