@@ -2,7 +2,8 @@
 
 Tuning asks val users. Where two environments read the same people (two protocols of one data set), a val user of one can be a
 test user of the other: settings may be taken over, and those people are not measured there, by whatever method. They are known
-by a hash of their ids (``val_users.yml`` beside the settings): another file may have another split, or other people.
+by a hash of their ids (``val_users.yml`` beside the settings), since another file of theirs may have another split. Who has the
+id of one of them in a file of other people is left out too; and the hash of a small number hides nothing.
 """
 
 import re
@@ -37,14 +38,14 @@ def choosers_of(env: str, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
     adopted = {entry["adopted"]: name for name, entry in entries.items() if "adopted" in entry}
     try:
         keys = tuple(sorted(key for key in adopted if mine is not None and population_of(*split_key(key)) == mine))
-        asked(keys)
-        return keys
     except ValueError as error:
         raise ValueError(
             f"{PACKAGED}: settings of {', '.join(sorted(set(adopted.values())))} for {env} are said to be adopted from "
             f"{' and '.join(sorted(adopted))}: {error} Adopt them again from an environment that is known: "
             f"{tuning(env, kwargs)} --methods {','.join(sorted(set(adopted.values())))} --again --adopt ENV."
         ) from error
+    asked(keys)  # raises now rather than after the first rows
+    return keys
 
 
 def split_key(key: str) -> tuple[str, dict[str, Any]]:
@@ -73,7 +74,7 @@ def asked(keys: Iterable[str], settings: Path = PACKAGED) -> frozenset[str]:
     """
     keys, known = tuple(keys), _read(_beside(settings))
     if missing := [key for key in keys if key not in known]:
-        raise ValueError(f"{_beside(settings)} does not say who was asked in {missing[0]}; restore it, or tune there again.")
+        raise ValueError(f"{_beside(settings)} does not say who was asked in {missing[0]}; restore it, or tune a method there.")
     return frozenset(person for key in keys for person in known[key])
 
 
@@ -90,7 +91,7 @@ def note_asked(key: str, user_ids: Iterable[str], settings: Path = PACKAGED) -> 
 
 def _beside(settings: Path) -> Path:
     """Of ``methods.yml``, ``val_users.yml``; of another file of settings, ``NAME-val_users.yml``."""
-    return settings.with_name("val_users.yml" if settings == PACKAGED else f"{settings.stem}-val_users.yml")
+    return settings.with_name("val_users.yml" if settings.resolve() == PACKAGED.resolve() else f"{settings.stem}-val_users.yml")
 
 
 def _read(file: Path) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from backbones.artefacts import ArtefactError, cache_key
 from backbones.registry import did_you_mean
 from envs import known_spec
-from eval.choosers import note_asked
+from eval.choosers import asked, note_asked, population_of, split_key
 from eval.methods import METHODS, method_class, split_names
 from eval.methods.base import Method
 from eval.plan import Place, Plan
@@ -102,6 +102,7 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     args.instead = other_values(args.space, kinds)
     users = ValUsers(world_of(args.env, kwargs, args.seed), args.cost_weight, args.val_users)
     check_fold(users.world)
+    note_asked(key, (user.user_id for user in users.world.data.population.val), args.out)
     for name, kind in kinds.items():
         search = search_key(kind, args, users.world)
         entry = read_tuned(args.out).get(key, {}).get(name)
@@ -117,7 +118,6 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
                 continue
             weight = {"cost_weight": args.cost_weight} if kind.trades else {}
             entry = {**found.entry(), **weight, "search": search}
-            note_asked(key, (user.user_id for user in users.world.data.population.val), args.out)
             write_tuned(args.out, key, name, entry)
         table.append(row(name, entry, at_an_end(kind, entry["settings"], args.instead)))
     return [*HEAD, *table], failed
@@ -131,7 +131,8 @@ def adopt(args: argparse.Namespace) -> list[str]:
     such test users as chose them (:mod:`eval.choosers`).
 
     Raises:
-        ValueError: for an unknown environment, and if nothing was found there that is not known here.
+        ValueError: for an unknown environment, if nothing was found there that is not known here, and if it is of the same
+            people and nobody knows which of them chose.
     """
     for env in (args.env, (args.adopt.split() or [""])[0]):
         known_spec(env)
@@ -145,6 +146,8 @@ def adopt(args: argparse.Namespace) -> list[str]:
             f"{args.out} has nothing of {args.adopt} for {', '.join(kinds)} that {key} has not found for itself; tune them "
             "there first, or give --again to put the others' in the place of its own."
         )
+    if population_of(*split_key(args.adopt)) == population_of(args.env, parse_pairs(args.env_kwargs, "--env-kwargs")):
+        asked([args.adopt], args.out)  # raises: without it, their people could not be left out here
     for name in names:
         weight = {field: known[name][field] for field in ("cost_weight",) if field in known[name]}
         write_tuned(args.out, key, name, {"settings": known[name]["settings"], **weight, "adopted": args.adopt})

@@ -79,14 +79,14 @@ def population_model(name: str, population: Population, folder: Path, seed: int 
         )
     if not len(population.fitting):
         raise ValueError(f"population {population.name!r} sets no examples aside for the classifier; raise fit_share.")
-    _check_classes(population, population.fitting)
+    _check_classes(population, population.fitting.labels)
     backbone.freeze()
     return _probed(backbone, population, population.fitting, folder, seed)
 
 
-def _check_classes(population: Population, fitting: Examples) -> None:
-    """Raise ``ValueError`` for a class without fitting examples."""
-    if missing := sorted(set(range(population.num_classes)) - set(fitting.labels.tolist())):
+def _check_classes(population: Population, fitted: Tensor) -> None:
+    """Raise ``ValueError`` for a class that is none of the labels fitted on."""
+    if missing := sorted(set(range(population.num_classes)) - set(fitted.tolist())):
         name = population.class_names[missing[0]] if population.class_names else str(missing[0])
         raise ValueError(
             f"no example that fits the population model has the label {name!r}: give more users, or let more of them fit it "

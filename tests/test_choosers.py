@@ -1,5 +1,8 @@
 """Who chose hyperparameters under one protocol is no test user under another."""
 
+from os.path import relpath
+from pathlib import Path
+
 import pytest
 from test_eval_run import ENV as DIGITS
 from test_eval_run import SMALL, arguments, rows
@@ -57,7 +60,7 @@ def test_an_adopted_environment_that_is_gone_is_told_with_file_and_cure(found):
 
 def test_whom_tuning_asks_is_kept_beside_the_settings_and_nobody_is_forgotten(tmp_path):
     settings = tmp_path / "mine.yml"
-    with pytest.raises(ValueError, match=r"mine-val_users.yml does not say who was asked in here; restore it, or tune there"):
+    with pytest.raises(ValueError, match=r"mine-val_users\.yml does not say who was asked in here; restore it, or tune"):
         asked(["here"], settings)
     note_asked("here", ["ann", "bob"], settings)
     note_asked("there", ["cleo"], settings)
@@ -73,7 +76,7 @@ def test_whom_tuning_asks_is_kept_beside_the_settings_and_nobody_is_forgotten(tm
 def test_of_everything_that_was_adopted_from_the_same_people_it_is_known_who_was_asked():
     for key, methods in tuned.read_tuned().items():
         assert bool(choosers_of(*split_key(key))) == (key == POPQUORN), f"{key}: {sorted(methods)}"
-    assert len(asked([OTHER])) > 20
+    assert len(asked([OTHER])) > 20 and asked([OTHER], Path(relpath(tuned.PACKAGED))) == asked([OTHER])
 
 
 @pytest.fixture

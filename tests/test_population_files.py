@@ -21,6 +21,7 @@ from populations import (
     write_csv,
 )
 
+from users.assignment import with_fitting
 from users.base import ROLES
 from users.files import arrays_of
 from users.jester import jester
@@ -338,6 +339,21 @@ def doubled(header, rows):
     rows += [[f"{int(row[0]) + 5000}", f" {row[1]}"] for row in rows]
 
 
+def supports(population):
+    return {user.user_id: set(population.items.take(user.support.inputs.tolist())) for user in population.users}
+
+
+@pytest.mark.parametrize("fold", range(2))
+def test_a_text_under_two_ids_is_one_text_in_the_authors_table_too(fold, tmp_path):
+    path = miniatures.popquorn_raw(tmp_path) / "offensiveness" / "raw_data.csv"
+    plain = supports(popquorn(tmp_path, fold=fold))
+    edit_csv(path, lambda header, rows: [row.__setitem__(0, f"{int(row[0]) + 5000}") for row in rows[::3]])
+    assert supports(popquorn(tmp_path, fold=fold)) == plain
+    edit_csv(path, lambda header, rows: rows[5].__setitem__(header.index("text"), "quite another text"))
+    with pytest.raises(ValueError, match=r"line \d+: instance_id '\d+' has another text above; give each .* or restore"):
+        popquorn(tmp_path, fold=fold)
+
+
 @pytest.mark.parametrize("name", ["jester", "annotators", "comments"])
 def test_a_text_under_two_ids_is_one_text(name, copy):
     folder, plain = copy / FOLDER[name], LOADERS[name](copy)
@@ -351,6 +367,8 @@ def test_a_text_under_two_ids_is_one_text(name, copy):
 
     edit_csv(folder / "labels.csv.gz", elsewhere)
     population = LOADERS[name](copy)
+    edit_csv(folder / "items.csv.gz", lambda header, rows: rows.reverse())
+    assert supports(LOADERS[name](copy)) == supports(population), "the order of the file counts nothing"
     assert len(population.items) == len(plain.items) == len(set(population.items.texts))
     for user in population.users:
         roles = [set(getattr(user, role).inputs.tolist()) for role in ROLES]
@@ -385,6 +403,25 @@ def test_arrays_that_do_not_go_together_are_named(name, change, message, copy):
     edit_npz(path, lambda arrays: arrays.update({name: change(arrays[name])}))
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: {message}"):
         unipen(copy)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "unable", "expected"),
+    [
+        ("c", "c", {"a": "train", "b": "train", "c": "fitting"}),  # who can only be fitted on is enough to fit on
+        ("bc", "c", {"a": "train", "b": "fitting", "c": "fitting"}),
+        ("", "c", {"c": "train"}),
+        ("abc", "c", {"c": "fitting"}),
+    ],
+)
+def test_who_is_moved_so_that_nothing_is_empty(fitted, unable, expected, monkeypatch):
+    monkeypatch.setattr("users.assignment.is_fitting", lambda user, seed, share: user in fitted)
+    able = {user: user not in unable for user in "abcv"}
+    part = with_fitting({"a": "train", "b": "train", "c": "train", "v": "val"}, able, 0, 0.5)
+    assert part["v"] == "val" and expected.items() <= part.items()
+    assert {part["a"], part["b"]} >= ({"train"} if "fitting" in expected.values() else {"train", "fitting"})
+    with pytest.raises(ValueError, match="1 users with enough examples are too few: fitting, train"):
+        with_fitting({"a": "train", "v": "val"}, able, 0, 0.5)
 
 
 @split_by_file

@@ -204,6 +204,17 @@ def test_every_role_is_filled_again_when_repetitions_empty_one(tmp_path):
         assert name not in {user.user_id for user in population.users}
 
 
+@pytest.mark.parametrize("most", [4, 6, 10])
+def test_however_few_are_chosen_nobody_is_in_two_splits_under_two_seeds(tmp_path, most):
+    path = write(tmp_path / "t.csv", ratings(users=60))
+    of = {}
+    for seed in range(12):
+        population = table(path, max_users=most, seed=seed)
+        for split in SPLITS:
+            for user in getattr(population, split):
+                assert of.setdefault(user.user_id, split) == split
+
+
 def test_numbers_are_classes_in_the_order_of_their_size(tmp_path):
     rows = ratings(labels=("10", "9", "-1", "2.5", "9.0"))
     assert table(write(tmp_path / "t.csv", rows)).class_names == ("-1", "2.5", "9", "10")
@@ -215,6 +226,7 @@ def test_whole_numbers_are_told_apart_however_long_and_others_than_plain_numbers
     assert class_names(long, 30, "here")[0] == tuple(long)
     assert class_names(["1_0", "10", "9"], 30, "here")[0] == ("10", "1_0", "9")
     assert class_names(["4", "4.0", "1e1"], 30, "here")[0] == ("4", "10")
+    assert class_names(["9" * 5000, "10"], 30, "here")[0] == ("10", "9" * 5000)
 
 
 def test_a_mark_of_a_missing_value_is_one_among_numbers_and_a_word_among_words(tmp_path):
@@ -223,7 +235,11 @@ def test_a_mark_of_a_missing_value_is_one_among_numbers_and_a_word_among_words(t
     population = table(write(tmp_path / "t.csv", marked))
     assert population.class_names == ("0", "1")
     assert "8 rows left out (a label such as NA where the others are numbers)" in population.notes
-    assert table(write(tmp_path / "u.csv", ratings(labels=("None", "good")))).class_names == ("None", "good")
+    for words in (("None", "good"), ("1", "none")):
+        assert table(write(tmp_path / "u.csv", ratings(labels=words))).class_names == tuple(sorted(words))
+    half = [row | {"label": "NA"} if n % 3 else row for n, row in enumerate(ratings(labels=("0", "1")))]
+    with pytest.raises(ValueError, match="column 'label': 213 of 320 labels are 'NA' where the others are numbers; fill them"):
+        table(write(tmp_path / "v.csv", half))
 
 
 def test_of_one_users_thousands_some_are_read_whatever_their_order(tmp_path):
@@ -405,11 +421,13 @@ def test_images_are_found_beside_the_table_and_opened_when_needed(tmp_path, phot
 
 
 def test_an_image_is_one_however_its_path_is_spelt(tmp_path, photos):
-    again = [row | {"image": spelling.format(row["image"])} for row in photos for spelling in (" {} ", "./{}", "img/../{}")]
-    (tmp_path / "spelt").mkdir()
-    (tmp_path / "spelt" / "img").symlink_to(tmp_path / "img")
-    population = table(write(tmp_path / "spelt" / "t.csv", photos + again))
-    assert len(population.items) == 60 and any("960 rows left out" in note for note in population.notes)
+    (tmp_path / "link").symlink_to(tmp_path / "img")
+    spellings = (" {} ", "./{}", "img/../{}", "link/../{}", str(tmp_path / "{}"))
+    again = [row | {"image": spelling.format(row["image"])} for row in photos for spelling in spellings]
+    again += [row | {"image": row["image"].replace("img", "link")} for row in photos]
+    population = table(write(tmp_path / "t.csv", photos + again))
+    assert len(population.items) == 60 and any("1,920 rows left out" in note for note in population.notes)
+    assert population.fingerprint() == table(write(tmp_path / "u.csv", photos)).fingerprint()
 
 
 def test_an_image_that_is_missing_is_named_with_its_line(tmp_path, photos):

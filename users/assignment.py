@@ -35,7 +35,7 @@ def parts_of(users: Iterable[str], seed: int, fit_share: float, given: Mapping[s
     for name in ("val", "test"):
         if name not in given.values():
             raise ValueError(f"no {name} user has enough examples; give that split more users, or more examples per user.")
-    return with_fitting(given, given, seed, fit_share)
+    return filled(_dealt(given, seed, fit_share), ("fitting", "train"), seed)
 
 
 def settled(split: Mapping[str, str], fit_share: float) -> dict[str, str]:
@@ -44,7 +44,7 @@ def settled(split: Mapping[str, str], fit_share: float) -> dict[str, str]:
     return {user: "train" if part[user] == "fitting" else part[user] for user in part}
 
 
-def with_fitting(split: Mapping[str, str], able: Mapping[str, object], seed: int, fit_share: float) -> dict[str, str]:
+def with_fitting(split: Mapping[str, str], able: Mapping[str, bool], seed: int, fit_share: float) -> dict[str, str]:
     """A split with a share of the train users, by hash, in ``fitting``; chance leaves neither ``fitting`` nor ``train`` empty.
 
     Args:
@@ -54,9 +54,12 @@ def with_fitting(split: Mapping[str, str], able: Mapping[str, object], seed: int
         fit_share: the share.
 
     Raises:
-        ValueError: if fewer than two train users have enough examples.
+        ValueError: if one of them is empty and no other train user with enough examples could go there.
     """
     part = _dealt(split, seed, fit_share)
+    trained = any(own == "train" and able[user] for user, own in part.items())
+    if trained and "fitting" in part.values():
+        return part
     among = {user: own for user, own in part.items() if own in ("fitting", "train") and able[user]}
     return {**part, **filled(among, ("fitting", "train"), seed)}
 

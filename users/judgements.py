@@ -10,7 +10,7 @@ import torch
 
 from users.base import User
 from users.files import Row, rows_of
-from users.roles import MINIMUM, by_hash, deal, user_from
+from users.roles import MINIMUM, by_hash, deal, sorted_ids, user_from
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def read_judgements(items_path: Path, labels_path: Path) -> tuple[dict[str, str]
 def note_text(texts: dict[str, str], row: Row, column: str) -> None:
     """Put a row's text under its id. Raises ``ValueError`` if that has another text already."""
     if texts.setdefault(row[column], row["text"]).strip() != row["text"].strip():
-        raise ValueError(f"{row.where}: {column} {row[column]!r} has another text above; give each text an id of its own.")
+        cure = "give each text an id of its own, or restore the file"
+        raise ValueError(f"{row.where}: {column} {row[column]!r} has another text above; {cure}.")
 
 
 def joined(
@@ -98,7 +99,7 @@ def joined(
 ) -> tuple[dict[str, str], Judgements, tuple[str, ...]]:
     """Texts by id and their judgements, with texts that read the same (white space around them aside) made one.
 
-    Under two ids a text could go to two roles of somebody, or to two folds. Its first id stands for all; of what somebody
+    Under two ids a text could go to two roles of somebody, or to two folds. Its least id stands for all; of what somebody
     says of it several times one is kept, or none if they contradict themselves. Notes say what was left out.
 
     Args:
@@ -106,7 +107,7 @@ def joined(
         labels: by user and id.
     """
     first: dict[str, str] = {}
-    stands = {key: first.setdefault(text.strip(), key) for key, text in texts.items()}
+    stands = {key: first.setdefault(texts[key].strip(), key) for key in sorted_ids(texts)}
     given: dict[tuple[str, str], list[int]] = defaultdict(list)
     for (user, key), label in labels.items():
         given[user, stands[key]].append(label)

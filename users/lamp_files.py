@@ -84,7 +84,7 @@ def _question(task: str, split: str, entry: Any, gold: str, where: str) -> Quest
         person,
         tuple((text, label) for text, label in rows if text and text not in asked and labels[text] == 1),
         query if all(asked) else (),
-        sum(count > 1 for count in labels.values()),
+        sum(count > 1 for text, count in labels.items() if text and text not in asked),
     )
 
 

@@ -108,7 +108,8 @@ def _new_annotators(source: _Source, seed: int, share: float) -> Population:
     folds = _folds(rows, "annotator")
     dealt = {name: source.judged.user(name, rows[name], seed, SUPPORT, VALIDATION) for name in sorted_ids(rows)}
     by_fold = {name: "test" if folds[name] == 0 else "val" if folds[name] == 1 else "train" for name in dealt}
-    part = with_fitting({name: source.splits.get(name, by_fold[name]) for name in dealt}, dealt, seed, share)
+    able = {name: user is not None for name, user in dealt.items()}
+    part = with_fitting({name: source.splits.get(name, by_fold[name]) for name in dealt}, able, seed, share)
     fitting = [row for name, own in part.items() if own == "fitting" for row in rows[name]]
     users = {name: (own, dealt[name]) for name, own in part.items() if own != "fitting"}
     return _population(source, users, fitting, None, seed)

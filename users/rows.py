@@ -7,6 +7,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ INCOMPLETE = 0.1
 MOST_CLASSES = 100
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+LONGEST_NUMBER = 100
 MISSING = frozenset(("na", "<na>", "n/a", "null", "none"))
 """What a missing value is written as where labels are numbers; where they are words it may be one of them."""
 
@@ -105,7 +108,7 @@ class Rows:
         few: users with too few rows once repetitions are left out; the rest is without them.
         repeated: rows that were left out as repetitions. contested: rows that were left out because their
             user gave that content another label too. unlabelled: rows that were left out for such a label as ``NA`` among
-            numbers. beyond: rows that were left out because their user has more than enough.
+            numbers. beyond: rows that were left out because their user has more than ``most``.
     """
 
     users: list[str]
@@ -133,7 +136,7 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     contents: dict[str, int] = {}
     labels: dict[str, int] = {}
     places, flat = array("q"), array("q")
-    spelt = str.strip if columns[2] == "text" else _path
+    spelt = str.strip if columns[2] == "text" else _paths_below(source.path.parent)
     for place, (user, label, content, *_) in tqdm(source.rows(columns), f"reading {source.path.name}", total, unit="row"):
         reader = reader_of.get(user.strip())
         if reader is None or not _complete(user, label, content):
@@ -143,12 +146,7 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
             places.append(place)
         flat.extend((reader, item, labels.setdefault(label.strip(), len(labels))))
     every = np.frombuffer(flat, np.int64).reshape(-1, 3)
-    known = _known(list(labels))
-    triples = every[np.isin(every[:, 2], known)]
-    named = list(labels)
-    names, of_known = class_names([named[label] for label in known], len(triples), f"{source.path}: column {columns[1]!r}")
-    classes = np.zeros(len(labels), np.int64)
-    classes[known] = of_known
+    triples, names, classes = _classified(every, list(labels), f"{source.path}: column {columns[1]!r}")
     spellings = list(contents)
     order, rank = _ranks(spellings)
     distinct = np.unique(np.stack([triples[:, 0], rank[triples[:, 1]], classes[triples[:, 2]]]), axis=1)
@@ -177,15 +175,45 @@ def collect(source: Source, columns: Sequence[str], readers: Sequence[str], tota
     )
 
 
-def _path(name: str) -> str:
-    """One file has one name, however it is spelt."""
-    return os.path.normpath(name.strip())
+def _classified(
+    every: NDArray[np.int64], labels: Sequence[str], where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...], NDArray[np.int64]]:
+    """The rows ``[R, 3]`` whose labels are no marks of a missing number, names of classes, and the class of each label.
+
+    Raises:
+        ValueError: for labels that are no classes, and if too many are missing.
+    """
+    known = _known(labels)
+    triples = every[np.isin(every[:, 2], known)]
+    missing = len(every) - len(triples)
+    if missing > INCOMPLETE * len(every):
+        marks = ", ".join(repr(label) for label in labels if label.lower() in MISSING)
+        raise ValueError(
+            f"{where}: {missing:,} of {len(every):,} labels are {marks} where the others are numbers; fill them in, or remove "
+            "the rows."
+        )
+    names, of_known = class_names([labels[label] for label in known], len(triples), where)
+    classes = np.zeros(len(labels), np.int64)  # what is not known is in none of the rows that are left
+    classes[known] = of_known
+    return triples, names, classes
+
+
+def _paths_below(folder: Path) -> Callable[[str], str]:
+    """Gives one file one name, relative to the folder, by whatever path and links it is spelt."""
+    base = os.path.realpath(folder)
+
+    @cache
+    def spelt(name: str) -> str:
+        return os.path.relpath(os.path.realpath(folder / name.strip()), base)
+
+    return spelt
 
 
 def _known(labels: Sequence[str]) -> list[int]:
     """Positions of the labels that are none of the marks of a missing number; of all labels where the others are words."""
     known = [place for place, label in enumerate(labels) if label.lower() not in MISSING]
-    return known if _numbers([labels[place] for place in known]) else list(range(len(labels)))
+    numbers = _numbers([labels[place] for place in known]) or []
+    return known if len(set(numbers)) > 1 else list(range(len(labels)))
 
 
 def _at_most(rows: NDArray[np.int64], most: int, key: Callable[[int, int], Hashable]) -> NDArray[np.int64]:
@@ -230,7 +258,7 @@ def class_names(values: Sequence[str], rows: int, where: str) -> tuple[tuple[str
 
 def _numbers(values: Sequence[str]) -> list[int | float] | None:
     """The values as finite numbers, if they all are; whole ones of any length as they are, where a float would round them."""
-    if not all(map(NUMBER.fullmatch, values)):
+    if not all(len(value) <= LONGEST_NUMBER and NUMBER.fullmatch(value) for value in values):
         return None
     numbers = [int(value) if WHOLE.fullmatch(value) else float(value) for value in values]
     return numbers if all(map(math.isfinite, numbers)) else None

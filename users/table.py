@@ -1,5 +1,7 @@
 """Anybody's labelled examples by user: a CSV or Parquet file with columns ``user_id``, ``label`` and ``text`` or ``image``."""
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +74,7 @@ def table(
     readers = chosen(part, max_users, seed)
     rows = collect(source, columns, readers, census.total, enough, max_rows)
     left = {user: splits[user] for user in set(rows.users)}
-    part = parts_of(left, seed, fit_share, settled(left, fit_share) if census.splits is None else left)
+    part = parts_of(left, seed, fit_share, left if census.splits is not None or _whole(left) else settled(left, fit_share))
     check_classes(rows.classes, rows.labels, np.array([part[user] for user in rows.users]), rows.users, fit_share)
     few = [*rows.few, *(census.rows.keys() - set(able))]
     notes = (
@@ -82,6 +84,12 @@ def table(
         f"{list(part.values()).count('fitting'):,} further users fit the population model and are in no split",
     )
     return _population(source, _items(source, columns[2], rows), rows, part, seed, support, notes)
+
+
+def _whole(split: Mapping[str, str]) -> bool:
+    """Nobody need be moved: there are val and test users, and two train users, of whom one can be fitted on."""
+    count = Counter(split.values())
+    return bool(count["val"] and count["test"] and count["train"] > 1)
 
 
 def _columns(source: Source) -> list[str]:
