@@ -1,6 +1,7 @@
 """A run's folder and its settings: what the command line, the YAML file and the defaults come to."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from inspect import signature
@@ -84,6 +85,11 @@ class RunConfig:
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be 0 to {2**32 - 1}, got {self.seed}.")
+        for name, value in self.ppo.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}.")
         if self.cotrain < 0:
             raise ValueError(f"cotrain must be at least 0 turns, got {self.cotrain}.")
         if not 0 <= self.average < 1:

@@ -53,6 +53,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("trials", "seeds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must be 0 to {2**32 - 1}, got {args.seed}.")
+    if args.out is not None and args.out.is_dir():
+        parser.error(f"--out {args.out} is a folder; give a file.")
     args.out = args.out or Path("logs") / f"tuned_{args.env.split('/')[-1]}.yml"
     return args
 

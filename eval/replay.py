@@ -160,6 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check(path: Path, sample: int, seed: int) -> int:
     """Look at every row's check and measure a sample again; prints what is wrong and returns how many rows are."""
+    path = path / "results.csv" if path.is_dir() else path
     plan, numbered = plan_of(path.parent), list(rows_of(path))
     edited = altered(numbered)
     for line in edited:

@@ -71,6 +71,8 @@ def labelled(backbone: Backbone, inputs: Any, labels: Sequence[int] | Tensor, cl
         raise ValueError(f"labels must be class indices [N], integers ({error}).") from error
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.dim() != 1:
         raise ValueError(f"labels must be class indices [N], integers; got {_described(targets)}.")
+    if targets.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch finds no least one of these
+        targets = targets.long()
     if len(found) != len(targets):
         raise ValueError(f"{len(found)} inputs but {len(targets)} labels; give every input one label.")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:

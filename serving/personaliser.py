@@ -183,6 +183,12 @@ class Personaliser:
         look = self._scenario.look
         assert look is not None
         embeddings, statistics = look.embedder.embed(batch).numpy(), look.of.observe(look.of.raw(batch)).numpy()
+        lost = ~(np.isfinite(embeddings).all(1) & np.isfinite(statistics).all((1, 2)))
+        if lost.any():
+            user = [*shown][int(lost.argmax())]
+            raise ValueError(
+                f"what the model makes of the examples of user {user!r} is not finite; scale the inputs as in training."
+            )
         if sent := self._scenario.sent:  # the policy sees no more of them than if they were elsewhere
             embeddings, statistics = sent.read(sent.send(embeddings, statistics, np.random.default_rng()), statistics)
         seen = replace(self._scenario, embeddings=embeddings, statistics=statistics)

@@ -6,6 +6,7 @@ opens it to others puts something in front of it that knows who may speak for wh
 
 import argparse
 import logging
+import math
 import sqlite3
 import sys
 import threading
@@ -103,6 +104,8 @@ def create_app(personaliser: Personaliser, megabytes: float = MEGABYTES) -> Fast
     store that is busy or full with 503 and 507. ``detail`` says what and what to do, and repeats nothing of the inputs. One
     request at a time is computed, with all of torch's threads; the others wait.
     """
+    if not 0 < megabytes < math.inf:
+        raise ValueError(f"megabytes of a request must be above 0, got {megabytes}.")
     app = FastAPI(title="Dynamic Sparse Adapters", version=dynamic_sparse_adapters.__version__)
     app.add_middleware(_Limit, most=int(megabytes * 1e6))
     turn = threading.Lock()

@@ -5,6 +5,7 @@ What a record means is none of the store's business; it keeps bytes, notices whe
 
 import hashlib
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -63,6 +64,8 @@ class UserStore:
 
     def __init__(self, path: str | Path, identity: Mapping[str, str], megabytes: float | None = None) -> None:
         self.path = Path(path)
+        if megabytes is not None and not 0 < megabytes < math.inf:
+            raise ValueError(f"megabytes of a store must be above 0, got {megabytes}; leave it out for no limit.")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path.parent} to keep the users in; make it first.")
         self._lock = threading.RLock()

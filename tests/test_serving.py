@@ -12,7 +12,7 @@ from backbones.pathways import population_logits
 from envs.rules import Rules
 from meta.inner import adapt
 from serving import Personaliser, UnknownUserError
-from serving.examples import Shelf, batch_of, ready
+from serving.examples import Shelf, batch_of, labelled, ready
 from serving.records import PRECISIONS, Adapter, Codec
 from serving.slots import Slots
 from serving.store import DamagedRecordError, ForeignStoreError, StoreFullError
@@ -338,6 +338,23 @@ def test_examples_that_make_no_sense_are_refused_and_nobody_is_enrolled(scenario
         assert personaliser.stats()["enrolled"] == 0
 
 
+@pytest.mark.parametrize("size", [1e30, 3e38])
+def test_images_that_the_model_makes_nothing_finite_of_are_refused(scenario, tmp_path, size):
+    inputs, labels = next(iter(people(scenario).values()))
+    with serve(scenario, tmp_path) as personaliser:
+        with pytest.raises((ValueError, FloatingPointError), match="user 'bob'"):
+            personaliser.enroll("bob", inputs.sign() * size, labels, 0.1)
+        assert personaliser.stats()["enrolled"] == 0
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+def test_whole_numbers_of_every_kind_are_labels(scenario, kind):
+    found = labelled(scenario.data.pathways.model.backbone, torch.zeros(2, 1, 28, 28), np.array([1, 9], kind), 10)
+    assert found.labels.tolist() == [1, 9] and found.labels.dtype == torch.int64
+    with pytest.raises(ValueError, match="labels must be 0 to 9, got"):
+        labelled(scenario.data.pathways.model.backbone, torch.zeros(1, 1, 28, 28), np.array([np.iinfo(kind).max], kind), 10)
+
+
 def test_arrays_of_images_are_as_good_as_tensors(scenario, tmp_path):
     user, (inputs, labels) = next(iter(people(scenario).items()))
     with serve(scenario, tmp_path) as personaliser:
@@ -380,7 +397,13 @@ def test_questions_that_make_no_sense_are_refused(scenario, served):
 
 
 def test_settings_that_make_no_sense_are_refused(scenario, tmp_path):
-    for settings, said in (({"slots": 0}, "got 0 slots"), ({"keep": -1}, "keep"), ({"precision": "int2"}, "choose from")):
+    sizes = [({"megabytes": size}, "megabytes of a store must be above 0") for size in (0, -1, float("inf"), float("nan"))]
+    for settings, said in (
+        ({"slots": 0}, "got 0 slots"),
+        ({"keep": -1}, "keep"),
+        ({"precision": "int2"}, "choose from"),
+        *sizes,
+    ):
         with pytest.raises(ValueError, match=said):
             serve(scenario, tmp_path, **settings)
     with pytest.raises(ValueError, match="2 rounds is not served"):
