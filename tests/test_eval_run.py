@@ -434,7 +434,7 @@ def test_the_rows_in_the_repository_reproduce(capsys):
     ``python -m eval.run --env dsa/DigitsResNet-v0 --seeds 1 --shown 0 2 --cost-weights 0 0.1 --no-timing --methods ...`` with
     the methods and arguments of ``plan.json`` there.
     """
-    replay.main([str(Path(__file__).parent / "replayed" / "results.csv"), "--sample", "0", "--num-threads", "1"])
+    replay.main([str(Path(__file__).parent / "replayed"), "--sample", "0", "--num-threads", "1"])
     said = capsys.readouterr().out
     assert "0 edited" in said and "132" in said
 

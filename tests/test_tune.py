@@ -95,6 +95,16 @@ def test_a_finished_search_only_writes_its_result_again(tuned, monkeypatch):
     assert run(tuned[0], 3) == tuned[1]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(["--seed", "-1"], "--seed must be 0 to"), (["--trials", "0"], "--trials must be"), (["--out", "."], "is a folder")],
+)
+def test_what_is_wrong_is_said_before_a_trial_is_made(wrong, said, capsys):
+    with pytest.raises(SystemExit):
+        tune.parse([*SMALL, *wrong])
+    assert said in capsys.readouterr().err
+
+
 def test_trials_made_with_other_settings_are_refused(tuned):
     said = refused(*SMALL, "--trials", 3, "--out", tuned[0], "--cost-weight", "0.3")
     assert "another cost_weight" in said and "--out" in said
