@@ -57,7 +57,8 @@ def split_key(key: str) -> tuple[str, dict[str, Any]]:
 
 def population_of(env: str, kwargs: Mapping[str, Any]) -> str | None:
     """The name of an environment's population; None in problems without one, and where it is a file of the reader's own."""
-    arguments = _arguments(env, kwargs)
+    plan = Plan(env, kwargs)
+    arguments = plan.scenario_arguments(plan.places[0])[1]
     return None if "data" in arguments else arguments.get("users")
 
 
@@ -101,9 +102,3 @@ def _read(file: Path) -> dict[str, list[str]]:
         return {key: people.split() for key, people in (yaml.safe_load(file.read_text()) or {}).items()}
     except (yaml.YAMLError, AttributeError) as error:
         raise ValueError(f"{file} is not a file of val users ({error!r}); restore it, or remove it and tune again.") from error
-
-
-def _arguments(env: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the builder of an environment's scenario."""
-    plan = Plan(env, kwargs)
-    return plan.scenario_arguments(plan.places[0])[1]

@@ -104,6 +104,11 @@ class Measuring:
             return self.ordered.first(shown)
         return self.support if method.labels == "support" else self.every_label
 
+    @cached_property
+    def choosers(self) -> frozenset[str]:
+        """Digests of who helped to choose hyperparameters."""
+        return asked(self.plan.choosers)
+
     def users(self, method: Method, shown: int | None) -> list[int]:
         """Positions among the test users of those whom a method is measured on, the same at every seed.
 
@@ -113,8 +118,7 @@ class Measuring:
         if shown is not None and shown not in self.plan.sizes(slow):
             return []
         counts = self.ordered.counts if shown is not None else self.support.counts
-        chose = asked(self.plan.choosers)
-        free = [i for i in range(len(ids)) if digest(ids[i]) not in chose]
+        free = [i for i in range(len(ids)) if digest(ids[i]) not in self.choosers]
         able = [i for i in free if counts[i] >= (shown or 0)]
         if not slow:
             return able

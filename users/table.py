@@ -57,14 +57,7 @@ def table(
         ValueError: names the file, the line and the cure for whatever is wrong with the table; or impossible arguments.
         ImportError: for Parquet without pyarrow.
     """
-    if (support is not None and support < 1) or not 0 < fit_share < 1 or max_users < len(PARTS):
-        raise ValueError(
-            f"support must be at least 1, fit_share between 0 and 1 and max_users at least {len(PARTS)}, "
-            f"got {support}, {fit_share} and {max_users}."
-        )
-    enough = FEWEST if support is None else support + MINIMUM
-    if max_rows < enough:
-        raise ValueError(f"max_rows must be at least {enough}, which a user needs (support and {MINIMUM}), got {max_rows}.")
+    enough = _enough(support, fit_share, max_users, max_rows)
     source = open_table(Path(data))
     columns = _columns(source)
     census = count(source, columns)
@@ -84,6 +77,19 @@ def table(
         f"{list(part.values()).count('fitting'):,} further users fit the population model and are in no split",
     )
     return _population(source, _items(source, columns[2], rows), rows, part, seed, support, notes)
+
+
+def _enough(support: int | None, fit_share: float, max_users: int, max_rows: int) -> int:
+    """Rows that a user needs. Raises ``ValueError`` for impossible arguments of :func:`table`."""
+    if (support is not None and support < 1) or not 0 < fit_share < 1 or max_users < len(PARTS):
+        raise ValueError(
+            f"support must be at least 1, fit_share between 0 and 1 and max_users at least {len(PARTS)}, "
+            f"got {support}, {fit_share} and {max_users}."
+        )
+    enough = FEWEST if support is None else support + MINIMUM
+    if max_rows < enough:
+        raise ValueError(f"max_rows must be at least {enough}, which a user needs (support and {MINIMUM}), got {max_rows}.")
+    return enough
 
 
 def _whole(split: Mapping[str, str]) -> bool:
