@@ -19,6 +19,7 @@ from agents.run import RunConfig
 from agents.transfer import trained_rules
 from backbones.base import hash_tensors
 from backbones.pathways import Pathways, Weights
+from backbones.typed import check_types
 from envs.rules import Rules
 from envs.scenario import Scenario
 from meta.inner import MetaInit, adapt
@@ -92,6 +93,7 @@ class Personaliser:
             raise ValueError(f"{scenario.name} has no model to serve; take a run on real examples, dsa/DigitsResNet-v0 say.")
         if rules.rounds > 1:
             raise ValueError(f"a policy that decides in {rules.rounds} rounds is not served; train one with rounds=1.")
+        check_types(Personaliser.__init__, {"slots": slots, "keep": keep, "megabytes": megabytes}, "the personaliser")
         if keep < 0:
             raise ValueError(f"keep must be 0 or more examples, got {keep}.")
         self._scenario, self._policy, self._rules = scenario, policy, rules
@@ -160,6 +162,7 @@ class Personaliser:
         return self._enrolled(shown, self._price(cost_weight)) if shown else {}
 
     def _price(self, cost_weight: float | None) -> float:
+        check_types({"cost_weight": float | None}, {"cost_weight": cost_weight}, "the price")
         trained = self._rules.weight
         if cost_weight is None and trained.varies:
             raise ValueError(f"the policy serves cost weights {trained.given()}; say which one this user is to have.")

@@ -49,7 +49,7 @@ Inputs = Annotated[
         examples=[["a text"], [[[[0.0, 0.5], [1.0, 0.0]]]]],
     ),
 ]
-Labels = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MOST)]
+Labels = Annotated[list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]], Field(min_length=1, max_length=MOST)]
 Price = Annotated[float | None, Field(allow_inf_nan=False, description="Cost weight; none: the policy's, or the one before.")]
 
 

@@ -50,7 +50,7 @@ class UserStore:
 
     Ids are data: any string of 1 to :data:`LONGEST_ID` characters. Every write is one transaction, on disk when the call
     returns: a process that is killed leaves the old record or the new one. Several threads may use a store; so may several
-    processes, see :meth:`changed`.
+    processes, see :meth:`changed`. Once closed it answers with ``ValueError``, whatever is asked.
 
     Args:
         path: of the database file, made if it is not there. Its folder must exist.
@@ -69,17 +69,24 @@ class UserStore:
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path.parent} to keep the users in; make it first.")
         self._lock = threading.RLock()
-        self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=WAIT)
+        self._database = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=WAIT)
+        self._closed = False
         try:
             self._prepare({"format": str(FORMAT), **identity}, megabytes)
         except BaseException as error:
-            self._connection.close()
+            self.close()
             if isinstance(error, sqlite3.OperationalError | StoreBusyError):  # locked, read-only, no such disk
                 raise OSError(f"{self.path} could not be opened: {error}.") from error
             if isinstance(error, sqlite3.DatabaseError):
                 raise ForeignStoreError(f"{self.path} is no store of users ({error}); give another path.") from error
             raise
         self._version = self._data_version()
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise ValueError(f"the store {self.path} has been closed; open it anew.")
+        return self._database
 
     def _prepare(self, identity: Mapping[str, str], megabytes: float | None) -> None:
         run = self._connection.execute
@@ -126,13 +133,14 @@ class UserStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
+            connection = self._connection
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
+                connection.execute("BEGIN IMMEDIATE")
                 yield
-                self._connection.execute("COMMIT")
+                connection.execute("COMMIT")
             except BaseException as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.OperationalError):
                     self._explain(error)
                 raise
@@ -253,7 +261,8 @@ class UserStore:
     def close(self) -> None:
         """Carry the log over and let go of the file; a closed store can be closed again."""
         with self._lock:
-            self._connection.close()
+            self._closed = True
+            self._database.close()
 
     def __enter__(self) -> "UserStore":
         return self

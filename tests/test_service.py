@@ -79,6 +79,8 @@ def test_the_verbs_are_the_personalisers(scenario, personaliser, client):
         ("/enroll", {"user": "x" * 257, "inputs": [[[[0.0] * 28] * 28]], "labels": [1]}, 422, "256"),
         ("/enroll", {"user": "ann", "inputs": [[[[0.0] * 28] * 28]], "labels": [10]}, 422, "0 to 9"),
         ("/enroll", {"user": "ann", "inputs": [[[[0.0] * 28] * 28]], "labels": [1]}, 422, "say which one"),
+        ("/enroll", {"user": "ann", "inputs": [[[[0.0] * 28] * 28]], "labels": [True]}, 422, "valid integer"),
+        ("/enroll", {"user": "ann", "inputs": [[[[0.0] * 28] * 28]], "labels": ["1"]}, 422, "valid integer"),
         ("/enroll", {"user": "ann", "inputs": [[[[1e300] * 28] * 28]], "labels": [1], "cost_weight": 0.1}, 422, "infinite"),
         ("/enroll", {"user": "ann", "inputs": [], "labels": []}, 422, "at least 1"),
         ("/forget", {"users": ["eve"], "all": True}, 422, "Extra inputs"),

@@ -390,6 +390,7 @@ def test_questions_that_make_no_sense_are_refused(scenario, served):
         (lambda: served.predict("ann", inputs[:3]), r"give \['ann'\]"),
         (lambda: served.predict(["ann"], inputs[:1], unknown="guess"), "choose from error, bare"),
         (lambda: served.enroll("ann", inputs, labels), "say which one"),
+        (lambda: served.enroll("ann", inputs, labels, "0.1"), "the price: cost_weight must be of type"),
         (lambda: served.enroll("ann", inputs, labels, 0.5), "trained for cost weights of uniform:0:0.3, not 0.5"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -400,7 +401,10 @@ def test_settings_that_make_no_sense_are_refused(scenario, tmp_path):
     sizes = [({"megabytes": size}, "megabytes of a store must be above 0") for size in (0, -1, float("inf"), float("nan"))]
     for settings, said in (
         ({"slots": 0}, "got 0 slots"),
+        ({"slots": 1.5}, "slots must be of type int, got 1.5"),
         ({"keep": -1}, "keep"),
+        ({"keep": 1.5}, "keep must be of type int"),
+        ({"megabytes": "5"}, "megabytes must be of type"),
         ({"precision": "int2"}, "choose from"),
         *sizes,
     ):

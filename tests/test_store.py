@@ -43,6 +43,18 @@ def test_records_come_back_and_can_be_overwritten(path):
         assert store.get("ann") == b"3"
 
 
+def test_a_closed_store_says_so_and_can_be_closed_again(path):
+    store = UserStore(path, IDENTITY)
+    store.put({"ann": b"1"})
+    store.close()
+    store.close()
+    for ask in (lambda: store.get("ann"), lambda: store.put({"ann": b"2"}), lambda: store.forget(["ann"]), store.changed):
+        with pytest.raises(ValueError, match=r"users\.db has been closed; open it anew"):
+            ask()
+    with UserStore(path, IDENTITY) as store:
+        assert store.get("ann") == b"1"
+
+
 @pytest.mark.parametrize("user", ["../../etc/passwd", "'; DROP TABLE users; --", "ü 漢\n\x00", "x" * LONGEST_ID, "%", "CON"])
 def test_ids_are_data(path, user):
     with UserStore(path, IDENTITY) as store:
