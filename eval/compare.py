@@ -119,7 +119,8 @@ def table(first: Results, second: Results, pairs: Pairs) -> Table:
         one = found["accuracy"][what]
         row = [method, figure_text(weight, "g"), "all" if shown == NONE else str(shown), str(one.users), str(one.seeds)]
         row += [_said(found[measure].get(what)) for measure in MEASURES]
-        cost = np.mean(second["cost"][pairs.second[what]] - first["cost"][pairs.first[what].at])
+        costs = second["cost"][pairs.second[what]] - first["cost"][pairs.first[what].at]
+        cost = np.mean([part.mean() for part in pairs.panel.units(pairs.first[what], costs)])
         lines.append(Line([*row, f"{cost:+.3f}" if alike_in_cost(first, second) else "-"]))
     note = (
         f"{second.folder} less {first.folder}, paired over the users, seeds and folds that both have; 95 % bootstrap "

@@ -163,15 +163,15 @@ def report(folders: dict[float, list[Path]], command: str) -> str:
 def page_with_markers(path: Path, begin: str = BEGIN, end: str = END) -> str:
     """What the page says. Raises ``ValueError`` if it lacks the markers, ``OSError`` if there is none."""
     page = path.read_text()
-    if begin not in page or end not in page:
-        raise ValueError(f"{path} has no lines {begin} and {end} to write the table between.")
+    if end not in page.partition(begin)[2]:
+        raise ValueError(f"{path} has no lines {begin} and, after it, {end} to write the table between.")
     return page
 
 
 def write_between_markers(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers. Raises as :func:`page_with_markers`."""
-    page = page_with_markers(path, begin, end)
-    head, tail = page.split(begin)[0], page.split(end)[1]
+    head, _, rest = page_with_markers(path, begin, end).partition(begin)
+    tail = rest.partition(end)[2]
     write_atomically(path, f"{head}{begin}\n{text}\n{end}{tail}".encode())
 
 

@@ -66,7 +66,7 @@ def figures_of(summary: Summary) -> Figures:
     reached = [figure_text(methods[name]["means"]["accuracy"]) if name in methods else NONE for name in REACHED]
     against = [methods[name]["against"].get(SUBJECT, {}).get("accuracy") if name in methods else None for name in DENSE]
     less = [methods[name]["subject_less"].get(weight) if name in methods else None for name in CHOOSING]
-    facts = [weight, figure_text(mine["means"]["cost"], ".2f"), figure_text(mine["distinct_masks"], ".0f")]
+    facts = [weight, figure_text(mine["means"]["cost"], ".2f"), figure_text(mine["distinct_masks"], ".3g")]
     return Figures(
         [str(mine["users"]), str(mine["seeds"]), *reached],
         [*facts, *(interval_text(flipped(one)) for one in against), *map(interval_text, less)],

@@ -9,7 +9,7 @@ from typing import Any
 
 from backbones.artefacts import room_for, write_atomically
 from eval.plan import Place
-from eval.results import COLUMNS, format_row
+from eval.results import COLUMNS, format_row, row_check
 from eval.rows import Key
 from eval.run_facts import ResultsError
 
@@ -25,8 +25,8 @@ class Part:
         folder: of the results.
         place: whose.
 
-    A last line that a kill left half written is dropped when the file is opened. Rows that failed are not known: they are tried
-    again, after :meth:`tidy`.
+    A last line that a kill left half written is dropped when the file is opened. Rows that failed, or were edited by hand, are
+    not known: they are measured again, after :meth:`tidy`.
     """
 
     def __init__(self, folder: Path, place: Place) -> None:
@@ -77,7 +77,7 @@ class Part:
         """
         row = format_row({**dict.fromkeys(COLUMNS[:-1]), **values})
         self.check(row["method"], row["cost_weight"], row["shown"], row["artefacts"])
-        with room_for(self.path), self.path.open("a", newline="") as file:
+        with room_for(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         self.known.add(self._key(row))
         if row["artefacts"]:
@@ -110,8 +110,9 @@ class Part:
 
 
 def is_done(row: Mapping[str, Any]) -> bool:
-    """Whether a row of a part is whole and did not fail; one that was cut or edited to another length is made again."""
-    return None not in (*row, *row.values()) and not row["status"].startswith("failed")
+    """Whether a row of a part is as it was written and did not fail; one that was cut or edited is made again."""
+    whole = None not in (*row, *row.values())
+    return whole and row_check(row) == row["check"] and not row["status"].startswith("failed")
 
 
 def _read_seconds(path: Path) -> float:
@@ -136,7 +137,7 @@ def put_together(folder: Path) -> int:
     whole, failed = f"{','.join(COLUMNS)}\n".encode(), 0
     for path in sorted((folder / FOLDER).glob("*.csv"), key=lambda path: (len(path.name), path.name)):
         whole += path.read_bytes().partition(b"\n")[2]  # an id may hold what splitlines() takes for the end of a line
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             failed += sum(row["status"].startswith("failed") for row in csv.DictReader(file))
     write_atomically(folder / "results.csv", whole)
     return failed

@@ -1,14 +1,15 @@
 """Whether the rows of a results folder reproduce: ``python -m eval.replay results/results.csv``.
 
-First every row's own check is looked at, which names rows that were edited by hand. Then a sample of the rows (or all) is
-measured again, from the same commands and settings, and compared. Exit code 1 if anything differs.
+First every row's own check is looked at, which names rows that were edited by hand, and rows that are there twice are named.
+Then a sample of the rows (or all) is measured again, from the same commands and settings, and compared, and what is missing at
+the places (seeds and folds) of these rows is named. Exit code 1 if anything differs.
 """
 
 import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ from eval.results import BINS, COLUMNS, altered, format_cell, format_row, rows_o
 from eval.rows import Measuring
 from meta.arguments import add_data_root, add_num_threads, show_log, use_data_root
 
+WHICH = ("seed", "fold", "method", "cost_weight", "shown", "user")
+"""Columns that say which row it is."""
+Key = tuple[str, ...]
+NAMED = 5
+"""Users, of those without a row."""
 EXACT = ("status", "mask", "examples", "labels", "adaptations", "trainable", "active", "stored", "group")
 CLOSE = {"cost": 1e-9, "active_fraction": 1e-9, "log_likelihood": 1e-3}
 """How far a figure may be off: sizes by rounding, log-likelihoods by rounding in another order of users."""
@@ -96,8 +102,14 @@ def _bins(cell: str) -> NDArray[np.float64]:
     return np.array(cell.replace(":", ";").split(";"), np.float64).reshape(BINS, 3).T
 
 
-def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[str]]:
-    """By position among the rows, what differs when they are measured again; only rows that do differ."""
+def replayed(
+    plan: Plan, rows: Sequence[Mapping[str, str]], there: Collection[Key]
+) -> tuple[dict[int, list[str]], dict[str, int]]:
+    """By position among the rows, what differs when they are measured again; only rows that do differ.
+
+    Also returned: at their places, jobs of the plan of which rows are not ``there``, in words, and how many.
+    """
+    missing: dict[str, int] = {}
     by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
     wrong: dict[int, list[str]] = {}
     places = {(str(place.seed), "" if place.fold is None else str(place.fold)) for place in plan.places}
@@ -116,11 +128,28 @@ def replayed(plan: Plan, rows: Sequence[Mapping[str, str]]) -> dict[int, list[st
             found = differences(rows[number], again[key]) if key in again else ["it is not measured any more"]
             if found:
                 wrong[number] = found
+        missing |= absent(measuring, there)
         forget_scenarios()
-    return wrong
+    return wrong, missing
 
 
-def _again(measuring: Measuring, rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], dict[str, str]]:
+def absent(measuring: Measuring, there: Collection[Key]) -> dict[str, int]:
+    """Jobs of a plan that have users without a row at a place, in words, and how many these are."""
+    found, place = {}, measuring.place
+    for job in measuring.plan.jobs():
+        method = measuring.plan.method(job.method)
+        if method.refuses(measuring.world):
+            continue
+        ids = measuring.shown(method, job.shown).ids
+        key = [format_cell(part) for part in (place.seed, place.fold, job.method, job.cost_weight, job.shown)]
+        lost = [ids[user] for user in measuring.users(method, job.shown) if (*key, ids[user]) not in there]
+        if lost:
+            names = ", ".join(lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
+            found[f"{_named(dict(zip(WHICH, key, strict=False)))}: no row of {len(lost)} users ({names})"] = len(lost)
+    return found
+
+
+def _again(measuring: Measuring, rows: Sequence[Mapping[str, str]]) -> dict[Key, dict[str, str]]:
     wanted = {_key(row) for row in rows}
     jobs = {(row["method"], row["cost_weight"], row["shown"]) for row in rows}
     found = {}
@@ -132,8 +161,12 @@ def _again(measuring: Measuring, rows: Sequence[Mapping[str, str]]) -> dict[tupl
     return found
 
 
-def _key(row: Mapping[str, str]) -> tuple[str, ...]:
+def _key(row: Mapping[str, str]) -> Key:
     return row["method"], row["cost_weight"], row["shown"], row["user"]
+
+
+def _named(row: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={row[name]}" for name in WHICH if row.get(name))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,16 +188,20 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     if bad:
-        sys.exit(f"{bad} rows do not hold.")
+        sys.exit(f"{bad} rows do not hold, or are missing.")
 
 
 def check(path: Path, sample: int, seed: int) -> int:
-    """Look at every row's check and measure a sample again; prints what is wrong and returns how many rows are."""
+    """Look at every row's check and measure a sample again; prints what is wrong or missing and returns how many rows are."""
     path = path / "results.csv" if path.is_dir() else path
     plan, numbered = plan_of(path.parent), list(rows_of(path))
     edited = altered(numbered)
     for line in edited:
         print(f"line {line}: edited by hand, its check does not match")
+    first: dict[Key, int] = {}
+    twice = [line for line, row in numbered if first.setdefault(tuple(row[name] for name in WHICH), line) != line]
+    for line in twice:
+        print(f"line {line}: the row is there twice")
     if sample < 0:
         raise ValueError(f"--sample must be a number of rows, or 0 for all, got {sample}.")
     if 0 < sample < len(numbered):
@@ -172,15 +209,14 @@ def check(path: Path, sample: int, seed: int) -> int:
         numbered_again = [numbered[n] for n in np.sort(drawn)]
     else:
         numbered_again = numbered
-    wrong = replayed(plan, [row for _, row in numbered_again])
+    wrong, missing = replayed(plan, [row for _, row in numbered_again], first.keys())
     for place, found in wrong.items():
         line, row = numbered_again[place]
-        who = " ".join(
-            f"{name}={row[name]}" for name in ("seed", "fold", "method", "cost_weight", "shown", "user") if row[name]
-        )
-        print(f"line {line}: {who} does not reproduce: {'; '.join(found)}")
+        print(f"line {line}: {_named(row)} does not reproduce: {'; '.join(found)}")
+    for said in missing:
+        print(said)
     print(f"{len(numbered)} rows, {len(edited)} edited; {len(numbered_again)} measured again, {len(wrong)} do not reproduce")
-    return len({*edited, *(numbered_again[place][0] for place in wrong)})
+    return len({*edited, *twice, *(numbered_again[place][0] for place in wrong)}) + sum(missing.values())
 
 
 if __name__ == "__main__":

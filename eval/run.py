@@ -311,7 +311,8 @@ def command_of(plan: Plan) -> str:
 def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
     """Measure what is missing, put the rows together and write the reports; how many rows failed."""
     facts = measure_all(plan, folder, workers, say_expected(plan, count_rows(folder)))
-    facts["smaller"] = {**smaller_before(folder), **facts["smaller"]}
+    earlier, now = smaller_before(folder), facts["smaller"]
+    facts["smaller"] = {name: min(earlier.get(name, n), now.get(name, n)) for name, n in {**earlier, **now}.items()}
     failed = put_together(folder)
     body = {
         "format": FORMAT,

@@ -39,6 +39,11 @@ def kind(method: str, scope: str) -> str:
     return KINDS[2] if method.startswith(("meta_", "all_on", "cotrained_all_on")) else KINDS[1]
 
 
+def beside_masks(name: str, method: Mapping[str, Any]) -> bool:
+    """Whether a method is compared at cost weights and at equal cost: those that choose masks, and nothing or everything on."""
+    return method["kind"] == KINDS[3] or name in ("base", "all_on")
+
+
 def summarise(results: Results) -> dict[str, Any]:
     """The summary, ready for JSON: numbers, text, and None where something could not be measured.
 
@@ -156,14 +161,15 @@ def _compare(panel: Panel, methods: dict[str, dict[str, Any]]) -> None:
         (name, weight): difference(panel, panel.rows(SUBJECT, weight), panel.rows(name, weight), "reward", weight)
         for name, method in methods.items()
         for weight in panel.run.cost_weights
-        if name != SUBJECT and (method["kind"] == KINDS[3] or name in ("base", "all_on"))
+        if name != SUBJECT and beside_masks(name, method)
     }
     for (name, weight), found in corrected(weighted).items():
         methods[name]["subject_less"][f"{weight:g}"] = asdict(found)
     if not len(panel.rows(SUBJECT)):
         return
     _note(methods, {name: volume_lead(panel, SUBJECT, name) for name in methods if name != SUBJECT}, ("volume_lead",))
-    asked = {name: at_equal_cost(panel, SUBJECT, name) for name in methods if name != SUBJECT and len(panel.rows(name))}
+    shown = [name for name, method in methods.items() if name != SUBJECT and beside_masks(name, method)]
+    asked = {name: at_equal_cost(panel, SUBJECT, name) for name in shown if len(panel.rows(name))}
     _note(methods, {name: one for name, one in asked.items() if isinstance(one, Difference)}, ("at_equal_cost",))
     for name, one in asked.items():
         if isinstance(one, str):

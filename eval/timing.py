@@ -108,7 +108,7 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
             them: ``later`` lists these methods and what ``base`` took in the same turns, so that a machine which was slower or
             faster then can be told. Figures of other repeats, users, threads or lengths of texts are not kept.
     """
-    how = {"threads": torch.get_num_threads(), "repeats": REPEATS, "users": USERS}
+    how = {"threads": torch.get_num_threads(), "repeats": REPEATS, "users": USERS, "loaded": LOADED}
     if known is None or any(known.get(name) != value for name, value in how.items()):
         known = {**how, "methods": {}}
     if known["methods"].keys() >= {*plan.methods}:
@@ -116,7 +116,7 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
     place = plan.places[0]
     measuring = Measuring(plan, place, plan.scenario(place))
     if known.get("tokens") != tokens(measuring):
-        known = {**how, "loaded": LOADED, "tokens": tokens(measuring), "methods": {}}
+        known = {**how, "tokens": tokens(measuring), "methods": {}}
     there = known["methods"]
     missing = [name for name in plan.methods if name not in there and not plan.method(name).refuses(measuring.world)]
     if not missing:

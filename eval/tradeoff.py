@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 from agents.bootstrap import Interval, Values, resampled_means
 from eval.panel import Panel, Rows
 from eval.pareto import WORST_COST, Points, hypervolume
-from eval.statistics import Difference, bootstrap_p, difference
+from eval.statistics import LEVEL, Difference, bootstrap_p, difference
 
 RESAMPLES = 10_000
-"""So many that the smallest p-value, 2 / (1 + R), stays far below 5 % when it is corrected for some dozens of rivals."""
-
-
 VOLUMES = 4_000
 """Resamples for hypervolumes, which are computed one by one."""
 
@@ -76,8 +73,9 @@ def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:
     """The subject's accuracy less what the rival reaches at the subject's mean cost, both at the run's cost weight.
 
     A rival with a trade-off has its concave front over the cost weights, with ``base`` among its points (whoever can
-    personalise can also leave it); users are resampled within seeds, means and front computed anew each time. A rival
-    without is compared as it is if it is not dearer.
+    personalise can also leave it); users are resampled within seeds, means and front computed anew each time. Resamples in
+    which nothing of the rival is as cheap are left out if they are few. A rival without is compared as it is if it is not
+    dearer.
 
     Returns:
         The difference; or words that say why there is none.
@@ -91,12 +89,14 @@ def at_equal_cost(panel: Panel, subject: str, rival: str) -> Difference | str:
     if not per_seed:
         return "no user was measured at every cost weight"
     columns = [each.transpose(1, 0, 2).reshape(each.shape[1], -1) for each in per_seed]
-    drawn = resampled_means(columns, RESAMPLES)
-    found = _leads(drawn)
-    if not np.isfinite(found).all():  # base is not free where all that runs is counted
-        return f"nothing of {rival} is as cheap"
-    low, high = np.percentile(found, [2.5, 97.5])
     mean = float(_leads(np.mean([each.mean(0) for each in columns], axis=0)[None])[0])
+    found = _leads(resampled_means(columns, RESAMPLES))
+    if not np.isfinite(mean):  # base is not free where all that runs is counted
+        return f"nothing of {rival} is as cheap"
+    found = found[np.isfinite(found)]
+    if len(found) < (1 - LEVEL / 2) * RESAMPLES:
+        return f"{rival} is hardly ever cheaper: in {len(found) / RESAMPLES:.0%} of the resamples it has something as cheap"
+    low, high = np.percentile(found, [2.5, 97.5])
     shared = panel.align(mine, base, *(panel.rows(rival, weight) for weight in panel.run.cost_weights))[0]
     return Difference(Interval(mean, float(low), float(high)), bootstrap_p(found, columns), *panel.counts(shared))
 

@@ -50,6 +50,16 @@ def test_runs_with_other_settings_are_refused(page_and_runs):
         headline.main([*page_and_runs[2], *FAST[:-1], "1024"])
 
 
+def test_what_follows_a_marker_that_is_quoted_later_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{headline.BEGIN}\nold\n{headline.END}\nends at {headline.END}, as said\n")
+    headline.write_between_markers(page, "table")
+    assert page.read_text() == f"{headline.BEGIN}\ntable\n{headline.END}\nends at {headline.END}, as said\n"
+    page.write_text(f"{headline.END}\n{headline.BEGIN}\n")
+    with pytest.raises(ValueError, match="after it"):
+        headline.write_between_markers(page, "table")
+
+
 def test_a_page_without_markers_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing here")

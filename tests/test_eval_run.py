@@ -224,11 +224,12 @@ def test_results_are_no_file(tmp_path):
         run(tmp_path / "out", "base")
 
 
-def test_lines_that_were_cut_are_made_again(tmp_path):
+def test_lines_that_were_cut_or_edited_are_made_again(tmp_path):
     run(tmp_path, "base,all_on", "--shown")
     whole, part = (tmp_path / "results.csv").read_text(), tmp_path / "parts" / "seed0.csv"
     lines = part.read_text().splitlines()
     lines[2], lines[5] = lines[2][:30], lines[5] + ",more"
+    lines[4] = lines[4].replace(",ok,", ",OK,")
     part.write_text("\n".join(lines) + "\n")
     part.with_suffix(".seconds").write_text("")
     run(tmp_path, "base,all_on", "--shown")
@@ -461,6 +462,18 @@ def test_replay_names_a_row_that_was_forged_with_its_check(done, tmp_path, capsy
     assert "0 edited" in said and "line 10: seed=0 method=all_on user=test-2 does not reproduce" in said
 
 
+def test_replay_names_rows_that_were_removed_or_are_there_twice(done, tmp_path, capsys):
+    def drop_the_worst(found):
+        del found[8], found[10]
+        found.append(dict(found[3]))
+
+    with pytest.raises(SystemExit, match="3 rows do not hold, or are missing"):
+        replay.main(copied(done, tmp_path, drop_the_worst))
+    said = capsys.readouterr().out
+    assert "line 30: the row is there twice" in said and "0 edited" in said and "0 do not reproduce" in said
+    assert "seed=0 method=all_on: no row of 2 users (test-2, test-5)" in said and said.count("no row of") == 1
+
+
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
@@ -499,9 +512,10 @@ def test_replay_goes_on_past_a_row_that_says_nothing(done, tmp_path, capsys, cel
         found[8].update(cells)
         found[8]["check"] = row_check(found[8])
 
-    with pytest.raises(SystemExit, match="1 rows do not hold"):
+    with pytest.raises(SystemExit, match="rows do not hold"):
         replay.main(copied(done, tmp_path, forge))
     told = capsys.readouterr().out
+    assert ("no row of 1 users" in told) == bool({*cells} & {*replay.WHICH})  # nobody else's is where it should be
     assert f"does not reproduce: {said}" in told or f"; {said}" in told
     assert "1 do not reproduce" in told
 

@@ -4,6 +4,7 @@ import csv
 import html.parser
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -248,6 +249,23 @@ def test_masks_are_counted_within_a_seed_and_a_fold(tmp_path):
     assert methods["best_static"]["distinct_masks"] == 1 < methods["ppo"]["distinct_masks"]
 
 
+@pytest.mark.parametrize(
+    ("masks", "said"), [(("10000", "10000"), "one mask for all."), (("10000", "01000"), "1.5 different masks.")]
+)
+def test_one_mask_for_all_is_said_where_no_seed_has_two(tmp_path, masks, said):
+    specs = {name: replace(SPECS[name], always="") for name in ("base", "ppo")}
+    write_results(tmp_path, specs, seeds=2, shown=(), users=6)
+    text = (tmp_path / "results.csv").read_text().splitlines()
+    rows = list(csv.DictReader(text))
+    for row in rows:
+        row["mask"] = masks[row["seed"] == "1" and row["user"] == "u000"] if row["method"] == "ppo" else ""
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert f"It uses {said}" in markdown(summarise(read_results(tmp_path)))
+
+
 def test_a_method_of_few_users_stands_where_its_difference_from_the_subject_puts_it(tmp_path):
     write_results(tmp_path, fewer=8)
     summary = summarise(read_results(tmp_path))
@@ -349,8 +367,10 @@ def test_methods_without_a_trade_off_have_a_dash_for_hypervolume(summary):
 
 def test_a_run_without_ppo_or_base_or_timing_still_gives_a_report(tmp_path):
     specs = {name: SPECS[name] for name in ("head", "best_static")}
-    summary = summarise(read_results(write_results(tmp_path, specs, shown=(), timing=False)))
+    failing = {("head", "u000"): "singular matrix"}
+    summary = summarise(read_results(write_results(tmp_path, specs, shown=(), timing=False, failing=failing)))
     assert summary["subject"] is None and "`ppo` was not run" in markdown(summary)
+    assert "Failed for some users: `head`" in markdown(summary)
     assert set(pictures(summary)) == {"fronts"}
     assert "None" not in markdown(summary)
     Checked(page(summary))
@@ -362,6 +382,8 @@ def test_a_run_in_which_a_method_always_failed_names_it(tmp_path):
     write_results(tmp_path, names=names, failing={("head", name): "singular matrix" for name in names})
     summary = summarise(read_results(tmp_path))
     text = markdown(summary)
+    write_results(tmp_path / "ppo", names=names, failing={("ppo", name): "no" for name in names})
+    assert "`ppo` failed for everybody" in markdown(summarise(read_results(tmp_path / "ppo")))
     assert "Without any result: `head`." in text and "| head | singular matrix | 16 | a, b |" in text
     Checked(page(summary))
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from synthetic_results import SPECS, Spec, write_results
 
 from agents.bootstrap import Interval, resampled_means
@@ -24,6 +25,7 @@ from eval.statistics import (
     sign_flip,
     spread,
 )
+from eval.summary import beside_masks, summarise
 from eval.tradeoff import at_equal_cost, points, volume, volume_lead
 
 PAIR = {"base": SPECS["base"], "ppo": SPECS["ppo"], "head": SPECS["head"], "full_finetune": SPECS["full_finetune"]}
@@ -89,6 +91,15 @@ def test_one_user_shows_nothing_however_often_resampled(tmp_path):
     assert bootstrap_p(np.ones(10_000), [np.ones((1, 2))]) == 1.0
     made = panel(tmp_path, SPECS, users=1, seeds=1, shown=())
     assert at_equal_cost(made, "ppo", "gradient_norm").p == volume_lead(made, "ppo", "gradient_norm").p == 1.0
+
+
+def test_ten_users_who_all_gain_show_it_among_many_rivals():
+    each = [np.random.default_rng(0).normal(0.1, 0.02, (10, 1))]
+    p = bootstrap_p(resampled_means(each, 10_000)[:, 0], each)
+    assert p == 2.0**-9 and holm([p] * 20)[0] < 0.05  # that of a flip of all ten signs
+    each = [np.random.default_rng(0).normal(0.1, 0.1, (40, 1))]
+    t = each[0].mean() / (each[0].std(ddof=1) / 40**0.5)
+    assert bootstrap_p(resampled_means(each, 10_000)[:, 0], each) == pytest.approx(2 * student.sf(t, 39), rel=0.9)
 
 
 def test_verdicts_are_about_corrected_p_values():
@@ -209,6 +220,26 @@ def test_hypervolume_and_equal_cost_by_hand(tmp_path):
     )
     assert found.users == 6 and found.p < 0.05
     assert at_equal_cost(made, "ppo", "head").interval.mean == pytest.approx(0.16)  # as dear as ppo: as it is
+
+
+@pytest.mark.parametrize(("apart", "compared"), [(0.05, True), (0.3, False)])
+def test_a_rival_is_as_cheap_or_not_by_what_was_measured(tmp_path, apart, compared):
+    write_results(tmp_path, {**PAIR, "greedy": SPECS["gradient_norm"]}, users=40, seeds=1, shown=())
+
+    def dear_even_when_off(row):
+        mine = 0.52 + apart * (-1) ** int(row["user"][1:])
+        return row | {"cost": {"ppo": mine, "base": 0.6}.get(row["method"], 0.5)}
+
+    found = at_equal_cost(changed(tmp_path, dear_even_when_off), "ppo", "greedy")
+    assert compared == isinstance(found, Difference)
+    assert compared or found.startswith("greedy is hardly ever cheaper: in ")
+
+
+def test_what_is_at_equal_cost_is_corrected_for_those_who_are_shown(tmp_path):
+    write_results(tmp_path, users=8, seeds=1, shown=())
+    found = summarise(read_results(tmp_path))["methods"]
+    shown = {name for name, method in found.items() if name != "ppo" and beside_masks(name, method)}
+    assert shown == {name for name, method in found.items() if method["at_equal_cost"]} and "head" not in shown
 
 
 def test_dearer_methods_without_a_trade_off_are_not_compared_at_equal_cost(tmp_path):

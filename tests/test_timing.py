@@ -30,7 +30,8 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def known():
-    """Of base and all_on."""
+    """Of base and all_on, by as many threads as every test has."""
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "REPEATS", 1)
         patch.setattr(timing, "USERS", 4)
@@ -51,6 +52,7 @@ def test_methods_added_later_are_timed_beside_base_and_the_others_keep_their_fig
     assert asked == [["base", "head"]]
     assert {name: found["methods"][name] for name in known["methods"]} == known["methods"]
     assert set(found["methods"]) == {"base", "all_on", "head"} and found["methods"]["head"]["flops_per_example"] > 0
+    assert known["loaded"] == timing.LOADED  # of images too
     (later,) = found["later"]
     assert later["methods"] == ["head"] and later["base"]["inference_ms"] != known["methods"]["base"]["inference_ms"]
     more = time_methods(plan("all_on", "head", "prototypes"), found)

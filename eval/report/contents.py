@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.pareto import WORST_COST
 from eval.report.tables import NONE, Line, Table, figure_text, short
-from eval.summary import KINDS
+from eval.summary import KINDS, beside_masks
 
 Summary = Mapping[str, Any]
 FLIPPED = {"above": "below", "below": "above"}
@@ -104,13 +104,13 @@ def mask_table(summary: Summary) -> Table:
     heads += [f"{what}, {subject} less it" for what in compared] if subject else []
     cells = {}
     for name, method in measured(summary).items():
-        if method["kind"] != KINDS[3] and name not in ("base", "all_on"):
+        if not beside_masks(name, method):
             continue
         means = method["means"]
         row = [titled(name, method, summary), figure_text(means["labels"], ".0f")]
         row += [figure_text(method["by_cost_weight"][weight]["reward"]) for weight in weights]
         row += [figure_text(method["hypervolume"], ".4f"), figure_text(means["active_fraction"], ".0%")]
-        row += [figure_text(method["distinct_masks"], ".0f"), figure_text(means["adaptations"], ".0f")]
+        row += [figure_text(method["distinct_masks"], ".3g"), figure_text(means["adaptations"], ".0f")]
         if subject:
             row += [interval_text(method["subject_less"].get(main)), interval_text(method["at_equal_cost"])]
             row += [interval_text(method["volume_lead"], digits=4)]

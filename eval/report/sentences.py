@@ -6,7 +6,7 @@ from typing import Any
 from eval.report.contents import Summary, flipped, interval_text, measured, tables
 from eval.report.tables import code, figure_text
 from eval.statistics import NO_DIFFERENCE
-from eval.summary import KINDS
+from eval.summary import KINDS, SUBJECT
 
 SAID = (("above", "is above"), (NO_DIFFERENCE, "shows no difference from"), ("below", "is below"))
 Comparisons = Mapping[str, Mapping[str, Any]]
@@ -46,9 +46,10 @@ def _duration(seconds: float) -> str:
 
 def sentences(summary: Summary) -> list[str]:
     """Bullet points without the bullets; parts between backticks are names."""
-    subject = summary["subject"]
+    subject, notes = summary["subject"], _defects(measured(summary)) + _left_out(summary)
     if subject is None:
-        return ["`ppo` was not run: there is nothing to compare the others with."]
+        why = "failed for everybody" if SUBJECT in summary["methods"] else "was not run"
+        return [f"{code(SUBJECT)} {why}: there is nothing to compare the others with.", *notes]
     methods = {name: one for name, one in measured(summary).items() if name != subject}
     mine, main = summary["methods"][subject], f"{summary['cost_weight']:g}"
     masks = {name: one for name, one in methods.items() if one["kind"] == KINDS[3]}
@@ -62,7 +63,7 @@ def sentences(summary: Summary) -> list[str]:
     found += _by_labels("Accuracy at whatever cost, methods that choose no pathways", subject, dense, _accuracy(subject))
     found += _best_dense(subject, mine, dense)
     found += _spread_sentence(subject, mine)
-    return found + _defects(measured(summary)) + _left_out(summary)
+    return found + notes
 
 
 def _reward(weight: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -131,8 +132,8 @@ def _spread_sentence(subject: str, mine: Mapping[str, Any]) -> list[str]:
     gain, over = mine["gain"], mine["against"].get("base", {}).get("accuracy")
     if gain is None or over is None:
         return []
-    count = round(mine["distinct_masks"] or 0)  # 0: no masks at all
-    masks = f" It uses {count} different masks." if count > 1 else " It uses one mask for all." * count
+    count = mine["distinct_masks"] or 0  # a mean over seeds and folds; 0: no masks at all
+    masks = f" It uses {count:.3g} different masks." if count > 1 else " It uses one mask for all." * (count == 1)
     return [
         f"{code(subject)} brings {interval_text(over, verdict=False)} over `base`; the tenth of the users who gain least get "
         f"{gain['bottom_decile']:+.3f}, {gain['worse']:.0%} are made worse.{masks}"
