@@ -29,14 +29,27 @@ def some_train_users(scenario: Scenario, rng: np.random.Generator) -> Users:
     return rng.permutation(scenario.users("train"))[:SAMPLE]
 
 
+def suffixes(pathways: int) -> Plans:
+    """Masks ``[P + 1, P]`` of the last 0, 1, ... P pathways."""
+    return np.arange(pathways) >= pathways - np.arange(pathways + 1)[:, None]
+
+
+def masks_of_every_density(pathways: int, count: int, rng: np.random.Generator) -> Plans:
+    """So many different masks in random order, each drawn with a probability of its own; fewer where there are not as many."""
+    drawn = rng.random((8 * count, pathways)) < rng.random((8 * count, 1))
+    first = np.unique(drawn, axis=0, return_index=True)[1]  # of equal ones; the order of the draws keeps few and many alike
+    return drawn[np.sort(first)[:count]]
+
+
 def candidate_masks(pathways: int, rng: np.random.Generator, always: Plans | None = None) -> Plans:
-    """Masks that searches try: every one if P <= 8, else at least 256 of random density with all-on, all-off and ``always``."""
+    """Masks that searches try: every one if P <= 8, else the simple ones, 256 of every density, and ``always``.
+
+    Simple are all-off, all-on, every single pathway, and the last 1, 2, ... of them.
+    """
     if pathways <= EXHAUSTIVE:
         return all_masks(pathways)
-    named = [np.ones((1, pathways), dtype=bool), np.zeros((1, pathways), dtype=bool)]
-    named += [] if always is None else [np.atleast_2d(always)]
-    drawn = np.unique(rng.random((8 * SAMPLED, pathways)) < rng.random((8 * SAMPLED, 1)), axis=0)
-    return np.unique(np.concatenate([*named, rng.permutation(drawn)[:SAMPLED]]), axis=0)
+    named = [np.eye(pathways, dtype=bool), suffixes(pathways), masks_of_every_density(pathways, SAMPLED, rng)]
+    return np.unique(np.concatenate([*named, *([] if always is None else [np.atleast_2d(always)])]), axis=0)
 
 
 def outcome_table(scenario: Scenario, users: Users, masks: Plans, role: str, label: str) -> Outcome:
@@ -55,15 +68,35 @@ def outcome_table(scenario: Scenario, users: Users, masks: Plans, role: str, lab
 
 
 def best_static(scenario: Scenario, cost_weight: float, seed: int = 0) -> NDArray[np.bool_]:
-    """The mask ``[P]`` with the highest mean validation reward over train users.
+    """The mask ``[P]`` with the highest mean validation reward over train users (or :data:`SAMPLE` of them).
 
-    Found by successive halving (Karnin et al. 2013): all candidates on a few train users; the better quarter, and
-    whatever is within two paired standard errors of the best, on three times as many; the last ones on every train user
-    (or :data:`SAMPLE` of them).
+    Where not every mask is a candidate, a local search goes on from the best one: one or two pathways are switched at a time
+    for as long as that is better for these users.
     """
     rng = np.random.default_rng(seed)
     users = some_train_users(scenario, rng)
-    masks = candidate_masks(len(scenario.pathways), rng)
+    best, most = _halved(scenario, users, candidate_masks(len(scenario.pathways), rng), cost_weight)
+    while len(best) > EXHAUSTIVE:
+        found, reward = _halved(scenario, users, neighbours(best), cost_weight)
+        if reward <= most:
+            break
+        best, most = found, reward
+    return best
+
+
+def neighbours(mask: NDArray[np.bool_]) -> Plans:
+    """A mask and all that differ from it in one or two pathways, ``[1 + P (P + 1) / 2, P]``."""
+    one = np.eye(len(mask), dtype=bool)
+    two = one[:, None] ^ one  # none on the diagonal
+    return mask ^ np.unique(np.concatenate([one, two.reshape(-1, len(mask))]), axis=0)
+
+
+def _halved(scenario: Scenario, users: Users, masks: Plans, cost_weight: float) -> tuple[NDArray[np.bool_], float]:
+    """Of masks ``[M, P]`` the best one for everybody, and its mean validation reward.
+
+    Found by successive halving (Karnin et al. 2013): all on a few users; the better quarter, and whatever is within two paired
+    standard errors of the best, on three times as many; the last ones on every user.
+    """
     shown = max(1, min(40, len(users)))
     while len(masks) > 4 and shown < len(users):
         table = outcome_table(scenario, users[:shown], masks, "validation", f"best static mask: {len(masks)} left")
@@ -74,7 +107,8 @@ def best_static(scenario: Scenario, cost_weight: float, seed: int = 0) -> NDArra
         close[order[: max(4, len(masks) // 4)]] = True
         masks, shown = masks[close], min(3 * shown, len(users))
     table = outcome_table(scenario, users, masks, "validation", "best static mask: final")
-    return masks[table.reward(cost_weight).mean(0).argmax()]
+    rewards = table.reward(cost_weight).mean(0)
+    return masks[rewards.argmax()], float(rewards.max())
 
 
 def searched(scenario: Scenario, users: Users, cost_weight: float, role: str, always: Plans, label: str) -> Plans:

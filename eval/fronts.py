@@ -27,11 +27,11 @@ def static_masks(scenario: Scenario, seed: int) -> Plans:
     P pathways, ``[len(FINE_WEIGHTS) + P + 1, P]``. Test users have no part in it.
 
     Args:
-        scenario: whose train users. Every mask is tried if P <= 8, else 256 and every single pathway.
+        scenario: whose train users. Which masks are tried, :func:`agents.rivals.candidate_masks` says.
         seed: of the sample of users and masks.
     """
     rng, pathways = np.random.default_rng(seed), len(scenario.pathways)
-    masks = candidate_masks(pathways, rng, always=np.eye(pathways, dtype=bool))
+    masks = candidate_masks(pathways, rng)
     users = rng.permutation(scenario.users("train"))[:SAMPLE]
     table = outcome_table(scenario, users, masks, "validation", "static masks of every price and size")
     mean = Outcome(*(field.mean(0) for field in (table.accuracy, table.loss, table.cost)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.rivals import all_masks
+from agents.rivals import all_masks, masks_of_every_density
 from envs.oracles import Plans, Users
 
 Ask = Callable[[Users, Plans], NDArray[np.float64]]
@@ -174,7 +174,6 @@ def candidates_of(pathways: int, rng: np.random.Generator) -> Plans:
     if pathways <= ENUMERATED:
         masks = all_masks(pathways)
     else:
-        drawn = np.unique(rng.random((8 * SAMPLED, pathways)) < rng.random((8 * SAMPLED, 1)), axis=0)
         named = np.ones((1, pathways), dtype=bool)
-        masks = np.unique(np.concatenate([named, rng.permutation(drawn)[:SAMPLED]]), axis=0)
+        masks = np.unique(np.concatenate([named, masks_of_every_density(pathways, SAMPLED, rng)]), axis=0)
     return rng.permutation(masks[masks.any(1)])

@@ -1,5 +1,6 @@
 """Rivals of the policy, and the comparison with them: what each may look at, and what is reported."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,19 @@ import pytest
 import torch
 from recording import RecordingOracle
 
+import agents.rivals
 from agents.comparison import METHODS, compare, group_table, summarise, table
-from agents.rivals import best_static, candidate_masks, random_masks, searched, shuffled_masks, thresholded
+from agents.rivals import (
+    best_static,
+    candidate_masks,
+    masks_of_every_density,
+    neighbours,
+    random_masks,
+    searched,
+    shuffled_masks,
+    suffixes,
+    thresholded,
+)
 from backbones.costs import CostModel
 from envs.modelled import modelled_scenario
 from envs.oracles import CachedOracle, FormulaOracle, LiveOracle, all_masks
@@ -73,6 +85,22 @@ def test_best_static_finds_the_one_mask_that_everybody_needs():
     need = np.array([1, 0, 0, 1, 1, 0, 1, 0], dtype=bool)
     scenario = with_accuracy(planted(), lambda users, masks: (masks == need).mean(1))
     np.testing.assert_array_equal(best_static(scenario, 0.01), need)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_static_is_found_among_more_masks_than_are_tried(seed, monkeypatch):
+    monkeypatch.setattr(agents.rivals, "EXHAUSTIVE", 3)
+    monkeypatch.setattr(agents.rivals, "SAMPLED", 8)
+    need = np.random.default_rng(seed).random(8) < 0.5
+    scenario = with_accuracy(planted(), lambda users, masks: (masks == need).mean(1))
+    np.testing.assert_array_equal(best_static(scenario, 0.01, seed), need)
+
+
+def test_neighbours_differ_in_two_pathways_at_most():
+    mask = np.array([1, 0, 1, 1, 0], dtype=bool)
+    found = neighbours(mask)
+    assert len({*map(bytes, found)}) == len(found) == 1 + 5 + 10
+    assert ((found ^ mask).sum(1) <= 2).all()
 
 
 def test_best_static_looks_at_validation_examples_of_train_users_alone():
@@ -210,13 +238,18 @@ def test_candidates_of_many_pathways_are_at_least_256_with_the_named_masks(pathw
     found = candidate_masks(pathways, rng, static)
     rows = {*map(bytes, found)}
     assert len(rows) == len(found) >= 256
-    named = (np.ones(pathways, dtype=bool), np.zeros(pathways, dtype=bool), static[0])
-    assert {*map(bytes, named)} <= rows
+    assert {*map(bytes, np.concatenate([static, suffixes(pathways), np.eye(pathways, dtype=bool)]))} <= rows
+    assert suffixes(pathways)[2].tolist() == [False] * (pathways - 2) + [True] * 2
 
 
-def test_candidates_of_many_pathways_are_of_every_density():
-    density = candidate_masks(24, np.random.default_rng(0)).mean(1)
-    assert np.histogram(density, bins=5, range=(0, 1))[0].min() >= 20
+@pytest.mark.parametrize("pathways", [12, 13, 24])
+def test_masks_are_of_every_density(pathways):
+    """Sizes are even as drawn; of few and of many pathways there are not as many masks."""
+    masks = masks_of_every_density(pathways, 256, np.random.default_rng(0))
+    assert len(np.unique(masks, axis=0)) == len(masks) == 256
+    sizes = np.bincount(masks.sum(1), minlength=pathways + 1)
+    even = np.minimum(256 / (pathways + 1), [math.comb(pathways, size) for size in range(pathways + 1)])
+    assert (sizes >= 0.5 * even).all()
 
 
 # The comparison.

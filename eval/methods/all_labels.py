@@ -35,8 +35,8 @@ class AllOnAllLabels(Chooser):
 class ValidationSearch(Chooser):
     """Many masks, each adapted on the user's support; kept is the one with the highest reward on their validation examples.
 
-    Every mask where there are at most 8 pathways, else at least 256 of random density with all-on, all-off and the best static
-    mask (:func:`agents.rivals.candidate_masks`). Of equally good masks the cheapest is taken.
+    Every mask where there are at most 8 pathways, else the best static mask and at least 256 others, all-on and all-off among
+    them (:func:`agents.rivals.candidate_masks`). Of equally good masks the cheapest is taken.
     """
 
     scope: ClassVar[str] = "mask per user, by optimisation"

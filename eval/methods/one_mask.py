@@ -11,17 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.rivals import best_static, outcome_table, some_train_users
+from agents.rivals import best_static, outcome_table, some_train_users, suffixes
 from envs.oracles import Plans
 from eval.group import Group
 from eval.methods.base import Fitted
 from eval.methods.pathway import Chooser
 from eval.world import World
-
-PROBABILITIES = 21
-"""From 0 to 1, evenly spaced."""
-JUDGED = 2
-"""Draws per train user by which a probability is judged."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,3 @@ class AdapterDrop(OneMask):
         masks = suffixes(pathways)
         table = outcome_table(scenario, users, masks, "validation", "how many adapters to drop")
         return masks[table.reward(cost_weight).mean(0).argmax()]
-
-
-def suffixes(pathways: int) -> Plans:
-    """Masks ``[P + 1, P]`` of the last 0, 1, ... P pathways."""
-    return np.arange(pathways) >= pathways - np.arange(pathways + 1)[:, None]
