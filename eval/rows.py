@@ -148,6 +148,8 @@ class Measuring:
             return found.tensors, {"facts": found.facts, "seconds": time.perf_counter() - start}
 
         facts = {"settings": method.settings(), "weight": cost_weight, "source": source_hash(type(method))}
+        if method.leans_on:
+            facts["leans_on"] = {other: self.plan.method(other).settings() for other in method.leans_on}
         tensors, kept = self.world.kept(f"fit-{name}", facts, make)
         return Fitted(tensors, kept["facts"]), kept["seconds"]
 

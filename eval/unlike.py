@@ -49,9 +49,7 @@ def halves(likeness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def likeness_of(measuring: Measuring) -> torch.Tensor:
     """Of every test user's query examples to their support, ``[U, N]``."""
     centre = Scale.of(train_readouts(measuring.world)[0]).centre
-    own = Likeness.of(measuring.support.batch, centre).own
-    directions = torch.nn.functional.normalize(measuring.query.batch.frozen.sites[-1] - centre, dim=-1)
-    return (directions @ own[..., None])[..., 0]
+    return Likeness.of(measuring.support.batch, centre).to(measuring.query.batch.frozen.sites[-1])
 
 
 def accuracies(measuring: Measuring, name: str, likeness: torch.Tensor) -> Halves:

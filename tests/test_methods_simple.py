@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 from agents.simple import constants, item_covariance
 from backbones.pathways import Frozen, population_logits
 from eval.group import Group
+from eval.methods import feddpa, make_method
 from eval.methods import joint as joint_module
-from eval.methods import make_method
 from eval.methods.feddpa import Likeness
 from eval.methods.head import PENALTIES, fitted_heads
 from eval.methods.joint import joint_weights
@@ -320,13 +320,32 @@ def test_likeness_raises_the_personal_weight():
     assert (found[:-3].diff() < -0.01).all() and found[-2:].tolist() == [0.0, 0.0]
 
 
-def test_likeness_is_the_mean_cosine_in_units_of_the_users_own():
+def test_likeness_is_the_mean_cosine_in_a_unit():
     own, asked, centre = torch.randn(2, 5, 7), torch.randn(2, 3, 7), torch.randn(7)
     batch = batch_of(own, torch.zeros(2, 5, dtype=torch.long))
     mine, theirs = (normalize(features - centre, dim=-1) for features in (own, asked))
-    usual = (mine @ mine.transpose(1, 2)).mean((1, 2))[:, None]
-    expected = ((theirs @ mine.transpose(1, 2)).mean(2) / usual).clamp(0, 1)
-    torch.testing.assert_close(Likeness.of(batch, centre).weights_of(asked, 1.0), expected)
+    expected = ((theirs @ mine.transpose(1, 2)).mean(2) / 0.3).clamp(0, 1)
+    torch.testing.assert_close(Likeness.of(batch, centre, 0.3).weights_of(asked, 1.0), expected)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_new_examples_of_a_users_own_kind_are_as_like_as_the_unit_says(side_world, centred):
+    """However few examples the support has, each of which is like itself."""
+    shown, asked = side_world.group("train", "support"), side_world.group("train", "query")
+    method = make_method("feddpa", joint_steps=1, centred=centred)
+    fitted = method.fit(side_world, 0.1)
+    likeness = method.personalise(side_world, fitted, shown, 0.1).likeness
+    found = (likeness.to(asked.batch.frozen.sites[-1]) * asked.batch.weights).sum(1).mean()
+    assert found.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_joint_half_is_trained_as_joint_was_tuned(side_world, monkeypatch):
+    monkeypatch.setattr(
+        feddpa, "settings_for", lambda env, kwargs, method: {"steps": 3, "rate": 0.01} if method == "joint" else {}
+    )
+    weights, _ = joint_weights(side_world, 3, 0.01)
+    found = make_method("feddpa").fit(side_world, 0.1).tensors
+    assert all(torch.equal(found[key], weight) for key, weight in weights.items())
 
 
 def seen_as(group, features):
@@ -358,7 +377,7 @@ def test_what_is_unlike_the_users_own_is_left_to_the_joint_adapter(side_world, s
 
 def test_the_personal_adapter_starts_from_the_joint_one_and_fits_the_support(side_world):
     shown = side_world.group("val", "support")
-    joint = personalised(side_world, "feddpa", shown, joint_steps=5, rate=1e-9).personal.weights
+    joint = personalised(side_world, "feddpa", shown, joint_steps=5, joint_rate=1e-3, rate=1e-9).personal.weights
     weights, _ = joint_weights(side_world, 5, 1e-3)
     for key, weight in weights.items():
         torch.testing.assert_close(joint[key], weight.expand_as(joint[key]), atol=1e-6, rtol=0)

@@ -100,6 +100,7 @@ class Method(ABC):
         together: users that are personalised in one call.
         through_backbone: whether personalising differentiates through the backbone.
         needs: distributions that must be installed.
+        leans_on: methods whose tuned settings the fit takes over; it is made anew when they change.
         draws: over how many draws the figures of one user are averaged, where chance chooses; a method with more than one has
             a field ``draw``.
     """
@@ -112,6 +113,7 @@ class Method(ABC):
     together: ClassVar[int] = 64
     through_backbone: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    leans_on: ClassVar[tuple[str, ...]] = ()
     draws: ClassVar[int] = 1
 
     @property

@@ -33,6 +33,7 @@ class Dealt(Chooser):
     scope: ClassVar[str] = "mask per population"
     trades: ClassVar[bool] = True
     draws: ClassVar[int] = 10
+    leans_on: ClassVar[tuple[str, ...]] = ("ppo",)
 
     @property
     def highest_weight(self) -> float:

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backbones.pathways import Weights
+from envs.modelled import SAMPLE
 from eval.group import Group
 from eval.methods.base import Fitted, Method, Predictor, Sizes
-from eval.methods.joint import SharedPredictor, for_all, joint_weights
+from eval.methods.joint import Joint, SharedPredictor, for_all, joint_weights
 from eval.methods.pathway import PathwayPredictor
 from eval.methods.readout import Scale, train_readouts
+from eval.tuned import settings_for
 from eval.world import World
 from meta.inner import user_loss
 from users.batch import Batch
@@ -30,25 +32,26 @@ class Likeness:
     """How much U users' own examples resemble others, by the frozen model's readout features.
 
     Attributes:
-        centre: ``[F]``, from which directions are taken. own: ``[U, F]``, the mean direction of the
-            user's support, divided by its squared length: the scalar product with a direction is the mean cosine over the
-            support, in units of what it is for support examples themselves.
+        centre: ``[F]``, from which directions are taken. own: ``[U, F]``, the mean direction of the user's support, divided by
+            the unit: the scalar product with a direction is the mean cosine over the support, in that unit.
     """
 
     centre: Tensor
     own: Tensor
 
     @staticmethod
-    def of(support: Batch, centre: Tensor) -> "Likeness":
+    def of(support: Batch, centre: Tensor, unit: float = 1.0) -> "Likeness":
         """To the users' support examples."""
         directions = normalize(support.frozen.sites[-1] - centre, dim=-1)
-        mean = (directions * support.weights[..., None]).sum(1)
-        return Likeness(centre, mean / mean.square().sum(1, keepdim=True).clamp_min(1e-12))
+        return Likeness(centre, (directions * support.weights[..., None]).sum(1) / unit)
+
+    def to(self, features: Tensor) -> Tensor:
+        """Of examples with features ``[U, N, F]``, ``[U, N]``."""
+        return (normalize(features - self.centre, dim=-1) @ self.own[..., None])[..., 0]
 
     def weights_of(self, features: Tensor, largest: float) -> Tensor:
         """The personal adapter's weight ``[U, N]``, within 0..``largest``, at features ``[U, N, F]``."""
-        likeness = (normalize(features - self.centre, dim=-1) @ self.own[..., None])[..., 0]
-        return largest * likeness.clamp(0, 1)
+        return largest * self.to(features).clamp(0, 1)
 
 
 class DualPredictor(Predictor):
@@ -88,6 +91,17 @@ class DualPredictor(Predictor):
         return [Sizes(p.trainable, j.active + p.active, 4 * (p.trainable + width)) for j, p in both]
 
 
+def usual_likeness(world: World, centre: Tensor) -> float:
+    """Mean cosine of train users' query examples to their own support, of directions from ``centre``; at least a thousandth.
+
+    Not that of support examples to each other: every one of them is exactly like itself.
+    """
+    first = SAMPLE if world.data.population.lazy else None
+    support, query = (world.data.readouts("train", role, first) for role in ("support", "query"))
+    found = Likeness.of(support, centre).to(query.frozen.sites[-1])
+    return max(float((found * query.weights).sum(1).mean()), 1e-3)
+
+
 @dataclass(frozen=True)
 class FedDPA(Method):
     """A joint and a personal set of adapters; the more an example resembles the user's own, the more the personal one counts.
@@ -98,26 +112,27 @@ class FedDPA(Method):
     raises the *personal* weight (in the released code it raises the joint one). Not kept: no federation, the joint
     adapters are those of ``joint``; the personal ones take a few gradient steps on the support; all support examples are
     compared instead of five; features are the frozen model's readout, by default with train users' mean taken away (else
-    everything resembles everything); a negative mean cosine counts as 0; and its unit is the mean cosine among the user's own
-    examples, which is a few hundredths where they are of several classes, whose centred features point away from each other.
+    everything resembles everything); a negative mean cosine counts as 0; and its unit is what train users' query examples have
+    to their own support on average, a few hundredths where centred features of several classes point away from each other.
     Outputs are mixed, ``(1 - alpha) * joint logits + alpha * personal logits``, where the paper mixes what the two adapters add
     to each layer: the same for heads and side adapters, the same up to later blocks' nonlinearity for inline ones.
 
     Attributes:
-        joint_steps, joint_rate: of the joint adapters, see :class:`eval.methods.joint.Joint`.
+        joint_steps, joint_rate: of the joint adapters, see :class:`eval.methods.joint.Joint`; None: as that method was tuned.
         steps, rate: full-batch steps of Adam for the personal ones, and their learning rate.
-        largest: w_max, reached by examples as much like the user's own as these are like each other.
+        largest: w_max, reached by examples as much like the user's own as a user's usually are.
         centred: whether train users' mean is taken away from features (the paper: no).
     """
 
-    joint_steps: int = 400
-    joint_rate: float = 1e-3
+    joint_steps: int | None = None
+    joint_rate: float | None = None
     steps: int = 10
     rate: float = 3e-3
     largest: float = 0.5
     centred: bool = True
 
     length: ClassVar[str | None] = "steps"
+    leans_on: ClassVar[tuple[str, ...]] = ("joint",)
     space: ClassVar = {
         "rate": (1e-3, 3e-3, 1e-2),
         "steps": (5, 10, 20, 40),
@@ -127,9 +142,11 @@ class FedDPA(Method):
 
     def fit(self, world: World, cost_weight: float) -> Fitted:
         """See :meth:`Method.fit`."""
-        weights, facts = joint_weights(world, self.joint_steps, self.joint_rate)
+        tuned = Joint(**settings_for(world.env, world.kwargs, "joint"))
+        weights, facts = joint_weights(world, self.joint_steps or tuned.steps, self.joint_rate or tuned.rate)
         centre = Scale.of(train_readouts(world)[0]).centre
-        return Fitted({"centre": centre if self.centred else torch.zeros_like(centre), **weights}, facts)
+        centre = centre if self.centred else torch.zeros_like(centre)
+        return Fitted({"centre": centre, **weights}, {**facts, "unit": usual_likeness(world, centre)})
 
     def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
         """See :meth:`Method.adapt`."""
@@ -142,7 +159,8 @@ class FedDPA(Method):
         own = {key: torch.cat([part[key] for part in parts]) for key in shared}
         each = torch.ones(world.pathways.num_pathways, dtype=torch.bool)
         personal = PathwayPredictor(world.pathways, own, joint.masks, each)
-        return DualPredictor(joint, personal, Likeness.of(shown.batch, fitted.tensors["centre"]), self.largest)
+        likeness = Likeness.of(shown.batch, fitted.tensors["centre"], fitted.facts["unit"])
+        return DualPredictor(joint, personal, likeness, self.largest)
 
     def _personal(self, world: World, shared: Weights, support: Batch) -> Weights:
         """Some users' weights after a few steps from the shared ones; Adam works element by element, so users stay apart."""
