@@ -152,7 +152,8 @@ def _shrunk(
     def shrink() -> tuple[dict, dict]:
         users = torch.arange(min(USERS, len(data.population.val)))
         support, query = (data.rows("val", role, users) for role in ("support", "query"))
-        return shrunk(data.pathways, trained, support, query).tensors(), {**facts, **asdict(config), "shrink": True, **kept}
+        found = shrunk(data.pathways, trained, support, query, dense=config.all_on == 1)
+        return found.tensors(), {**facts, **asdict(config), "shrink": True, **kept}
 
     salt = {"salt": _salt(folder)} if privacy else {}
     path = folder / f"shrunk-{cache_key(**facts, start=hash_tensors(tensors), **salt)}"

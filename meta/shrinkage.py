@@ -39,7 +39,7 @@ PROMISING = 3
 """Of scales, priors and sharpnesses so many, by what was read off the line, are measured."""
 
 
-def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> MetaInit:
+def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch, dense: bool = False) -> MetaInit:
     """The meta-initialisation with the scale (its rates are multiplied by it), prior, sharpness and steps best for val users.
 
     What is best, :func:`worth_of` says. Steps cost time: more of them have to be better than the best with fewer by a
@@ -51,8 +51,9 @@ def shrunk(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> 
         init: as it was learned, from whole supports.
         support: of U val users.
         query: theirs.
+        dense: whether users will have every pathway on, instead of masks of all kinds.
     """
-    shown = Shown.of(pathways, init, support, query)
+    shown = Shown.of(pathways, init, support, query, dense)
     best, worth = init, worth_of(shown.gains(init)[0])
     with tqdm(total=len(FACTORS) + len(REPEATS) * PROMISING, desc="shrinkage of few examples", unit="setting") as bar:
         for repeats, promising in zip(REPEATS, shown.promising(init, bar), strict=True):
@@ -104,12 +105,12 @@ class Shown:
     base: NDArray[np.float64]
 
     @staticmethod
-    def of(pathways: Pathways, init: MetaInit, support: Batch, query: Batch) -> "Shown":
-        """Sizes up to the largest support, that one included; everything on, and random masks."""
+    def of(pathways: Pathways, init: MetaInit, support: Batch, query: Batch, dense: bool = False) -> "Shown":
+        """Sizes up to the largest support, that one included; everything on, and (if not ``dense``) random masks."""
         draw, most = torch.Generator().manual_seed(0), int((support.weights > 0).sum(1).max())
         order = (torch.rand(support.weights.shape, generator=draw) - (support.weights > 0).float()).argsort(1)
         everything = torch.ones(len(support), pathways.num_pathways, dtype=torch.bool)
-        masks = everything, masks_for(pathways, len(support), draw, all_on=0.0)
+        masks = (everything,) if dense else (everything, masks_for(pathways, len(support), draw, all_on=0.0))
         base = adapted_accuracy(pathways, init, support, query, ~everything).double().numpy()
         return Shown(pathways, support, query, order, (*(size for size in SIZES if size < most), most), masks, base)
 

@@ -41,7 +41,8 @@ class MetaConfig:
         head_rate: where the head's starts; None: at ``inner_rate`` as well.
         outer_rate: Adam's learning rate for the weights, decayed to zero along a cosine.
         rate_of_rates: the same for the inner rates' logarithms; they are few, and are not learned by heart.
-        all_on: share of users that are trained with every pathway on; the others draw masks of random density.
+        all_on: share of users that are trained with every pathway on; the others draw masks of random density. With 1 what val
+            users choose (``keep``, ``shrink``) they choose with every pathway on, too.
         random_start: learn the inner rates alone and leave the weights at their random start, as a rival that was
             tuned with the same budget.
         resample: deal each user's support and query examples anew in every step, class by class, so that a class keeps
@@ -217,7 +218,8 @@ class MetaTrainer:
         if self.val is None:
             return
         (support, query), pathways = self.val, self.pathways
-        masks = masks_for(pathways, len(support), torch.Generator().manual_seed(0), all_on=0.5)
+        dense = 1.0 if self.config.all_on == 1 else 0.5
+        masks = masks_for(pathways, len(support), torch.Generator().manual_seed(0), all_on=dense)
         state = self.present()
         loss = float(adapted(pathways, state, support, query, masks)[1].mean())
         if log:

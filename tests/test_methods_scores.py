@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import agents.rivals
+import meta.shrinkage
+import meta.trainer
 from agents.rivals import best_static as best_static_of
 from agents.rivals import best_threshold
 from envs import MINIATURES
@@ -17,7 +19,8 @@ from eval.group import Group
 from eval.methods import all_labels, make_method, meta_learned, per_pcs
 from eval.methods.base import Fitted
 from meta.inner import MetaInit, adapt, measure, user_loss
-from meta.trainer import MetaTrainer
+from meta.learned import meta_initialisation
+from meta.trainer import MetaConfig, MetaTrainer
 from users.batch import Batch
 
 P = 7
@@ -326,6 +329,18 @@ def test_a_start_given_from_outside_is_nobodys_algorithm(world, trained):
 def test_dense_meta_training_has_every_pathway_on(world, trained):
     make_method("meta_fomaml", dense=True).fit(world, 0.1)
     assert [config.all_on for config in trained] == [1.0]
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_dense_start_is_kept_and_held_back_by_what_users_do_with_every_pathway_on(world, tmp_path, monkeypatch, dense):
+    config, asked, masks = MetaConfig(steps=1, all_on=1.0 if dense else 0.2, keep="best", shrink=True), [], []
+    drawn, shown = meta.trainer.masks_for, meta.shrinkage.Shown.of
+    draws = lambda *given, **named: asked.append(named.get("all_on")) or drawn(*given, **named)  # noqa: E731
+    monkeypatch.setattr(meta.trainer, "masks_for", draws)
+    monkeypatch.setattr(meta.shrinkage.Shown, "of", lambda *given: masks.extend(shown(*given).masks) or shown(*given))
+    meta_initialisation(world.data, config, tmp_path)
+    assert {*asked} - {None} == {1.0 if dense else 0.5}
+    assert [bool(mask.all()) for mask in masks] == ([True] if dense else [True, False])
 
 
 def test_a_neutral_start_would_leave_anil_nothing_to_learn(world, trained):
