@@ -28,6 +28,8 @@ FURTHER = "Further flags (-P, -n, --env-kwargs, --num-threads, ...) go on to age
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Run = dict[str, dict[str, NDArray[np.float64]]]
 """Per method the columns of ``users.csv`` that are numbers, ``[U]`` each."""
+Read = tuple[Run, NDArray[np.str_], list[str]]
+"""A run's figures, groups ``[U]`` and ids."""
 Rewards = dict[str, NDArray[np.float64]]
 """Per method ``[U]``."""
 
@@ -47,14 +49,30 @@ def finished(folder: Path, env: str, seed: int, weight: float | str, extra: Sequ
     return folder
 
 
-def read_run(folder: Path) -> tuple[Run, NDArray[np.str_]]:
-    """A run's per-user figures by method, and each user's group."""
+def read_run(folder: Path) -> Read:
+    """A run's per-user figures by method, each user's group, and who they are."""
     with (folder / "users.csv").open() as file:
         rows = list(csv.DictReader(file))
     fields = ("accuracy", "cost", "reward", "active_fraction")
     names = [name for name in METHODS + EXTRA + SIMPLE if f"{name}_reward" in rows[0]]
     run = {name: {f: np.array([float(row[f"{name}_{f}"]) for row in rows]) for f in fields} for name in names}
-    return run, np.array([row["group"] for row in rows])
+    return run, np.array([row["group"] for row in rows]), [row["user"] for row in rows]
+
+
+def by_person(seeds: Sequence[Read]) -> Read:
+    """Runs on the same real people as one: of everybody, who counts once, the mean over the seeds in which they are."""
+    people = sorted({name for _, _, names in seeds for name in names})
+    place = {name: number for number, name in enumerate(people)}
+    at = [np.array([place[name] for name in names]) for _, _, names in seeds]
+    times = sum(np.bincount(each, minlength=len(people)) for each in at)
+
+    def averaged(method: str, field: str) -> NDArray[np.float64]:
+        values = [np.bincount(each, run[method][field], len(people)) for each, (run, _, _) in zip(at, seeds, strict=True)]
+        return np.sum(values, axis=0) / times
+
+    groups = {name: group for _, of_run, names in seeds for name, group in zip(names, of_run.tolist(), strict=True)}
+    run = {method: {field: averaged(method, field) for field in fields} for method, fields in seeds[0][0].items()}
+    return run, np.array([groups[name] for name in people]), people
 
 
 def across(runs: Sequence[Run], method: str, field: str) -> list[NDArray[np.float64]]:
@@ -143,19 +161,23 @@ def group_lines(runs: Sequence[Run], groups: Sequence[NDArray[np.str_]]) -> list
 def report(folders: dict[float, list[Path]], command: str) -> str:
     """The whole text between the markers."""
     read = {weight: [read_run(folder) for folder in paths] for weight, paths in folders.items()}
-    by_weight = {weight: [run for run, _ in pairs] for weight, pairs in read.items()}
     summaries = {
         weight: [json.loads((path / "summary.json").read_text()) for path in paths] for weight, paths in folders.items()
     }
     tests = {weight: [summary["test"] for summary in each] for weight, each in summaries.items()}
+    first, unit = next(iter(read.values())), "users within seeds"
+    seeds = f"{len(first)} seeds, {len(first[0][1])} test users each"
+    if not all(summary.get("simulated", True) for each in summaries.values() for summary in each):
+        read, unit = {weight: [by_person(each)] for weight, each in read.items()}, "real people, averaged over seeds"
+    by_weight = {weight: [run for run, _, _ in each] for weight, each in read.items()}
     first = next(iter(read.values()))
     lead = (
-        f"{len(first)} seeds, {len(first[0][1])} test users each; 95 % paired bootstrap intervals, users within seeds. "
-        "Users of a split may share examples (the digits' users do): the intervals then describe new users of the same "
-        "pool. `labels`: of the user's own, used to choose and adapt; `on`: share of pathways; `masks`: distinct ones. "
+        f"{seeds}; 95 % paired bootstrap intervals, {unit}. Users of a split may share examples (the digits' users do): the "
+        "intervals then describe new users of the same pool. `labels`: of the user's own, used to choose and adapt; `on`: "
+        "share of pathways; `masks`: distinct ones. "
         f"`random` and `shuffled` are means of 10 draws. Written by `{command}`."
     )
-    first_runs, groups = [run for run, _ in first], [group for _, group in first]
+    first_runs, groups = [run for run, _, _ in first], [group for _, group, _ in first]
     blocks = [method_table(by_weight, tests), conclusions(by_weight), group_lines(first_runs, groups)]
     return "\n\n".join([lead, *("\n".join(block) for block in blocks)])
 

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
+from backbones.artefacts import ArtefactError
 from backbones.bert import TextBackbone
 from backbones.pathways import Frozen
 from eval.group import Group
@@ -139,6 +140,8 @@ def _in_turns(measuring: Measuring, names: Sequence[str]) -> dict[str, dict[str,
     def tried(name: str, work: Callable[[], T]) -> T | None:
         try:
             return None if name in failed else work()
+        except ArtefactError:
+            raise
         except FAILURES as error:  # the others go on
             LOG.warning("%s is not timed, it failed: %s", name, reason_of(error))
             failed.add(name)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from agents.train_ppo import main as train_ppo
@@ -38,6 +39,24 @@ def test_every_reward_in_the_table_is_the_mean_over_seeds(page_and_runs):
         rewards = [{**s["test"]["methods"], **s["test"]["equal_labels"]}[name]["reward"] for s in summaries]
         row = next(line for line in page.read_text().splitlines() if line.strip("| *").startswith(f"{name}"))
         assert f"{sum(rewards) / 2:.3f}" in row.split("|")[3]
+
+
+SEEN = [([1.0, 2.0], ["x", "y"], ["ann", "bob"]), ([4.0], ["y"], ["bob"])]
+"""By seed: rewards, groups and names."""
+
+
+def test_real_people_count_once_with_the_mean_over_their_seeds(page_and_runs, monkeypatch):
+    runs = [({"ppo": {"reward": np.array(values)}}, np.array(groups), names) for values, groups, names in SEEN]
+    run, groups, people = headline.by_person(runs)
+    assert (run["ppo"]["reward"].tolist(), groups.tolist(), people) == ([1.0, 3.0], ["x", "y"], ["ann", "bob"])
+
+    folders = [page_and_runs[1] / f"seed{seed}-cost0.1" for seed in range(2)]
+    said = json.loads((folders[0] / "summary.json").read_text())
+    assert said["simulated"]
+    plain = headline.report({0.1: folders}, "command")
+    monkeypatch.setattr(headline.json, "loads", lambda text: {**json.JSONDecoder().decode(text), "simulated": False})
+    once = headline.report({0.1: folders}, "command")
+    assert "users within seeds" in plain and "real people, averaged over seeds" in once and "| **ppo** |" in once
 
 
 def test_a_finished_run_is_not_repeated(page_and_runs, monkeypatch):

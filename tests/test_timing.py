@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from envs import MINIATURES
+from backbones.artefacts import ArtefactError
 from eval import timing
 from eval.methods.head import Head
 from eval.methods.unchanged import Base
@@ -121,3 +122,13 @@ def test_a_method_that_fails_is_left_out_and_named(known, monkeypatch, caplog, w
         found = time_methods(plan("all_on", "head"), known)
     assert found["methods"] == known["methods"] and not found["later"]
     assert caplog.text.count("head is not timed, it failed: the loss is NaN") == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_damaged_artefact_ends_the_timing(known, monkeypatch):
+    def damaged(*given):
+        raise ArtefactError("fit-head is damaged; remove it")
+
+    monkeypatch.setattr(timing, "ready", damaged)
+    with pytest.raises(ArtefactError, match="is damaged"):
+        time_methods(plan("all_on", "head"), known)
