@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from envs import MINIATURES
 from backbones.artefacts import ArtefactError
+from envs import MINIATURES
 from eval import timing
 from eval.methods.head import Head
 from eval.methods.unchanged import Base
