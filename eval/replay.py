@@ -20,12 +20,10 @@ from tqdm.auto import tqdm
 from backbones.artefacts import ArtefactError
 from envs.scenario import forget_scenarios
 from eval.plan import Job, Place, Plan
-from eval.results import BINS, COLUMNS, altered, format_cell, format_row, rows_of
+from eval.results import BINS, COLUMNS, KEY, altered, format_cell, format_row, rows_of
 from eval.rows import Measuring
 from meta.arguments import add_data_root, add_num_threads, show_log, use_data_root
 
-WHICH = ("seed", "fold", "method", "cost_weight", "shown", "user")
-"""Columns that say which row it is."""
 Key = tuple[str, ...]
 NAMED = 5
 """Users, of those without a row."""
@@ -145,7 +143,7 @@ def absent(measuring: Measuring, there: Collection[Key]) -> dict[str, int]:
         lost = [ids[user] for user in measuring.users(method, job.shown) if (*key, ids[user]) not in there]
         if lost:
             names = ", ".join(lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
-            found[f"{_named(dict(zip(WHICH, key, strict=False)))}: no row of {len(lost)} users ({names})"] = len(lost)
+            found[f"{_named(dict(zip(KEY, key, strict=False)))}: no row of {len(lost)} users ({names})"] = len(lost)
     return found
 
 
@@ -166,7 +164,7 @@ def _key(row: Mapping[str, str]) -> Key:
 
 
 def _named(row: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={row[name]}" for name in WHICH if row.get(name))
+    return " ".join(f"{name}={row[name]}" for name in KEY if row.get(name))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,7 +197,7 @@ def check(path: Path, sample: int, seed: int) -> int:
     for line in edited:
         print(f"line {line}: edited by hand, its check does not match")
     first: dict[Key, int] = {}
-    twice = [line for line, row in numbered if first.setdefault(tuple(row[name] for name in WHICH), line) != line]
+    twice = [line for line, row in numbered if first.setdefault(tuple(row[name] for name in KEY), line) != line]
     for line in twice:
         print(f"line {line}: the row is there twice")
     if sample < 0:

@@ -515,7 +515,7 @@ def test_replay_goes_on_past_a_row_that_says_nothing(done, tmp_path, capsys, cel
     with pytest.raises(SystemExit, match="rows do not hold"):
         replay.main(copied(done, tmp_path, forge))
     told = capsys.readouterr().out
-    assert ("no row of 1 users" in told) == bool({*cells} & {*replay.WHICH})  # nobody else's is where it should be
+    assert ("no row of 1 users" in told) == bool({*cells} & {*replay.KEY})  # nobody else's is where it should be
     assert f"does not reproduce: {said}" in told or f"; {said}" in told
     assert "1 do not reproduce" in told
 
