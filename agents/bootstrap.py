@@ -44,19 +44,34 @@ def resampled_means(per_seed: Sequence[Values], resamples: int = 4000, seed: int
     return means / len(per_seed)
 
 
-def paired_difference(first: Sequence[Values], second: Sequence[Values], resamples: int = 4000, seed: int = 0) -> Interval:
-    """Mean of ``first - second``, users resampled within each seed, seeds averaged.
+def mean_interval(each: Sequence[Values], resamples: int = 4000, seed: int = 0) -> Interval:
+    """Mean of ``[U]`` values per seed, users resampled within each seed, seeds averaged; ``seed`` is of the resampling."""
+    means = resampled_means([d[:, None] for d in each], resamples, seed)[:, 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(np.mean([d.mean() for d in each])), float(low), float(high))
+
+
+def paired_difference(
+    first: Sequence[Values],
+    second: Sequence[Values],
+    resamples: int = 4000,
+    seed: int = 0,
+    people: Sequence[Sequence[str]] | None = None,
+) -> Interval:
+    """Mean of ``first - second`` with :func:`mean_interval`.
 
     Args:
         first: per seed ``[U]``.
         second: the same users in the same order.
         resamples: bootstrap resamples.
         seed: of the resampling.
+        people: per seed the names of its users, where they are real people: each of them counts once, see :func:`units`.
     """
     each = [a - b for a, b in zip(first, second, strict=True)]
-    means = resampled_means([d[:, None] for d in each], resamples, seed)[:, 0]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(np.mean([d.mean() for d in each])), float(low), float(high))
+    if people is not None:
+        named = [dict(zip(names, one, strict=True)) for names, one in zip(people, each, strict=True)]
+        each = units(named, [dict.fromkeys(one, 0.0) for one in named], simulated=False)
+    return mean_interval(each, resamples, seed)
 
 
 def units(each: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], simulated: bool) -> list[Values]:

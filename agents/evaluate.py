@@ -66,7 +66,7 @@ def evaluate_run(folder: Path, weights: Sequence[float] = (), max_active: int | 
     summary = {
         "env": config.env,
         "seed": config.seed,
-        "simulated": scenario.data is None or scenario.data.population.simulated,
+        "simulated": scenario.simulated,
         "total_timesteps": config.total_timesteps,
         "cost_weight": main,
         "trained_for": config.cost_weight,

@@ -85,6 +85,15 @@ class Scenario:
         return self.made_of.get("cost", COSTS[0]).split()[0]
 
     @property
+    def simulated(self) -> bool:
+        """Whether another seed means other users, rather than the same people once more."""
+        return self.data is None or self.data.population.simulated
+
+    def people(self, split: str) -> tuple[str, ...] | None:
+        """Who the users of a split are, if they are real people; what several seeds say of one of them counts once."""
+        return None if self.simulated else tuple(self.user_ids[user] for user in self.users(split))
+
+    @property
     def without_users(self) -> str:
         """A fingerprint of all that observations depend on but the users who learn; for what may say nothing of these."""
         facts = {name: what for name, what in self.made_of.items() if name not in ("users", "cost")}

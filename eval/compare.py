@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.bootstrap import paired_difference
+from agents.bootstrap import mean_interval
 from eval.panel import Panel, Rows
 from eval.report.tables import Line, Table, code, figure_text
 from eval.results import NONE, Results, ResultsError, read_results
@@ -104,8 +104,7 @@ def differences(first: Results, second: Results, pairs: Pairs, measure: str) -> 
         if measure == "reward" and what[1] is None and first.run.cost_weight != second.run.cost_weight:
             continue
         each = pairs.panel.units(rows, second[measure][pairs.second[what]] - first[measure][rows.at])
-        interval = paired_difference(each, [np.zeros(len(part)) for part in each])
-        family[what] = Difference(interval, sign_flip(each), *pairs.panel.counts(rows))
+        family[what] = Difference(mean_interval(each), sign_flip(each), *pairs.panel.counts(rows))
     return corrected(family)
 
 

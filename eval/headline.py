@@ -59,6 +59,11 @@ def read_run(folder: Path) -> Read:
     return run, np.array([row["group"] for row in rows]), [row["user"] for row in rows]
 
 
+def unit_of(simulated: bool) -> str:
+    """Over what intervals are, in words."""
+    return "users within seeds" if simulated else "real people, averaged over seeds"
+
+
 def by_person(seeds: Sequence[Read]) -> Read:
     """Runs on the same real people as one: of everybody, who counts once, the mean over the seeds in which they are."""
     people = sorted({name for _, _, names in seeds for name in names})
@@ -165,14 +170,16 @@ def report(folders: dict[float, list[Path]], command: str) -> str:
         weight: [json.loads((path / "summary.json").read_text()) for path in paths] for weight, paths in folders.items()
     }
     tests = {weight: [summary["test"] for summary in each] for weight, each in summaries.items()}
-    first, unit = next(iter(read.values())), "users within seeds"
+    first = next(iter(read.values()))
     seeds = f"{len(first)} seeds, {len(first[0][1])} test users each"
-    if not all(summary.get("simulated", True) for each in summaries.values() for summary in each):
-        read, unit = {weight: [by_person(each)] for weight, each in read.items()}, "real people, averaged over seeds"
+    simulated = all(summary.get("simulated", True) for each in summaries.values() for summary in each)
+    if not simulated:
+        read = {weight: [by_person(each)] for weight, each in read.items()}
     by_weight = {weight: [run for run, _, _ in each] for weight, each in read.items()}
     first = next(iter(read.values()))
     lead = (
-        f"{seeds}; 95 % paired bootstrap intervals, {unit}. Users of a split may share examples (the digits' users do): the "
+        f"{seeds}; 95 % paired bootstrap intervals, {unit_of(simulated)}. Users of a split may share examples (the "
+        "digits' users do): the "
         "intervals then describe new users of the same pool. `labels`: of the user's own, used to choose and adapt; `on`: "
         "share of pathways; `masks`: distinct ones. "
         f"`random` and `shuffled` are means of 10 draws. Written by `{command}`."

@@ -29,7 +29,7 @@ from agents.train_ppo import read_settings
 from backbones.artefacts import ArtefactError, cache_key, exists
 from envs.oracles import CachedOracle, LiveOracle, Plans
 from envs.scenario import Scenario
-from eval.headline import text_of, write_between_markers
+from eval.headline import text_of, unit_of, write_between_markers
 from meta.arguments import add_num_threads, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.store import init_facts, save_init
@@ -57,6 +57,8 @@ class Figures:
 
 Seed = dict[str, Figures]
 """Figures by title."""
+People = Sequence[tuple[str, ...]] | None
+"""By seed the names of its test users, where they are real people, who are the same in every seed."""
 
 
 def titles(rounds: int) -> tuple[str, str, str]:
@@ -159,10 +161,10 @@ def measured(config: RunConfig, rounds: Sequence[int], runs: Path) -> Seed:
     return found
 
 
-def difference(seeds: Sequence[Seed], first: str, second: str, field: str = "reward") -> Interval:
-    """Paired over users within seeds."""
+def difference(seeds: Sequence[Seed], first: str, second: str, field: str = "reward", people: People = None) -> Interval:
+    """Paired over users within seeds, or over real people."""
     one, other = ([getattr(seed[title], field) for seed in seeds] for title in (first, second))
-    return paired_difference(one, other)
+    return paired_difference(one, other, people=people)
 
 
 def table(seeds: Sequence[Seed]) -> list[str]:
@@ -177,42 +179,43 @@ def table(seeds: Sequence[Seed]) -> list[str]:
     return lines
 
 
-def differences(seeds: Sequence[Seed], rounds: Sequence[int]) -> list[str]:
+def differences(seeds: Sequence[Seed], rounds: Sequence[int], people: People) -> list[str]:
     """What deciding again brings, and what further gradient steps bring."""
     heads = "reward, re-gated - held | accuracy, re-gated - held | cost, re-gated - held | reward, re-gated - best_static "
     lines = [f"| rounds | {heads}| reward, held - {ONCE} |", "| --- " * 6 + "|"]
     for count in rounds:
         again, held, fixed = titles(count)
-        cells = [text_of(difference(seeds, again, held, field)) for field in ("reward", "accuracy", "cost")]
-        cells += [text_of(difference(seeds, again, fixed)), text_of(difference(seeds, held, ONCE))]
+        cells = [text_of(difference(seeds, again, held, field, people)) for field in ("reward", "accuracy", "cost")]
+        cells += [text_of(difference(seeds, *pair, people=people)) for pair in ((again, fixed), (held, ONCE))]
         lines.append(f"| {count} | {' | '.join(cells)} |")
     return lines
 
 
-def verdict(seeds: Sequence[Seed], rounds: Sequence[int]) -> str:
+def verdict(seeds: Sequence[Seed], rounds: Sequence[int], people: People) -> str:
     """One sentence, from the intervals of the rewards."""
     parts = []
     for count in rounds:
         again, held, _ = titles(count)
-        apart = difference(seeds, again, held)
+        apart = difference(seeds, again, held, people=people)
         words = "better" if apart.low > 0 else "worse" if apart.high < 0 else "no difference shown"
         parts.append(f"re-gating in {count} rounds: {words}")
     return f"Against one decision held for as many gradient steps, by reward, {'; '.join(parts)}."
 
 
-def report(config: RunConfig, seeds: Sequence[Seed], rounds: Sequence[int], command: str) -> str:
-    """The whole text between the markers."""
-    scenario = config.scenario()
+def report(configs: Sequence[RunConfig], seeds: Sequence[Seed], rounds: Sequence[int], command: str) -> str:
+    """The whole text between the markers; ``configs`` by seed."""
+    config, scenario = configs[0], configs[0].scenario()
+    people = None if scenario.simulated else [each.scenario().people("test") or () for each in configs]
     episodes = config.total_timesteps // config.rules.core(scenario, slots=1).steps
     steps, users, several = live_oracle(scenario).init.steps, len(seeds[0][ONCE].reward), "s" * (len(seeds) > 1)
     lead = (
         f"`{config.env}`, cost weight {config.cost_weight:g}; {len(seeds)} seed{several}, {users} test users each, query "
         f"examples. A round allows {steps} gradient steps; every policy was trained on about {episodes:,} episodes. 95 % "
-        "paired bootstrap intervals, users within seeds: they cover other users, not another training. `cost`: of the last "
-        "mask; `mask changed`: share of users whose mask changed between rounds; `gradient steps`: those taken per user (a "
-        f"round with nothing on takes none). Nothing was chosen by test users. Written by `{command}`."
+        f"paired bootstrap intervals, {unit_of(scenario.simulated)}: they cover other users, not another training. `cost`: of "
+        "the last mask; `mask changed`: share of users whose mask changed between rounds; `gradient steps`: those taken per "
+        f"user (a round with nothing on takes none). Nothing was chosen by test users. Written by `{command}`."
     )
-    blocks = [lead, "\n".join(table(seeds)), "\n".join(differences(seeds, rounds)), verdict(seeds, rounds)]
+    blocks = [lead, "\n".join(table(seeds)), "\n".join(differences(seeds, rounds, people)), verdict(seeds, rounds, people)]
     return "\n\n".join(blocks)
 
 
@@ -256,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         configs = [settings(args, seed) for seed in range(args.seeds)]
         seeds = [measured(config, args.rounds, args.runs) for config in configs]
         command = shlex.join(["python", "-m", "eval.rounds", *map(shown, words)])
-        text = report(configs[0], seeds, args.rounds, command)
+        text = report(configs, seeds, args.rounds, command)
         print(text)
         if args.write:
             write_between_markers(args.write, text, BEGIN, END)

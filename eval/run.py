@@ -188,7 +188,7 @@ def measure_place(plan: Plan, place: Place, folder: Path, tell: Callable[[], Any
     forget_scenarios()
     return {
         "population": measuring.scenario.data.population.name,
-        "simulated": measuring.scenario.data.population.simulated,
+        "simulated": measuring.scenario.simulated,
         "classes": measuring.scenario.data.population.num_classes,
         "pathways": list(pathways.names),
         "costs": pathways.costs.alone.tolist(),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from agents.bootstrap import Interval, Values, paired_difference
+from agents.bootstrap import Interval, Values, mean_interval
 from eval.panel import Panel, Rows
 from eval.results import BINS
 
@@ -57,8 +57,7 @@ def difference(panel: Panel, first: Rows, second: Rows, measure: str, weight: fl
     if not len(one):
         return None
     each = panel.units(one, panel.values(one, measure, weight) - panel.values(other, measure, weight))
-    interval = paired_difference(each, [np.zeros(len(values)) for values in each])
-    return Difference(interval, sign_flip(each), *panel.counts(one))
+    return Difference(mean_interval(each), sign_flip(each), *panel.counts(one))
 
 
 @lru_cache(maxsize=2)

@@ -30,7 +30,7 @@ from backbones.base import hash_tensors
 from envs.oracles import Plans
 from envs.rules import Rules
 from envs.scenario import Scenario
-from eval.headline import text_of, write_between_markers
+from eval.headline import text_of, unit_of, write_between_markers
 from meta.arguments import add_num_threads, parse_pairs, show_log
 
 BEGIN, END = "<!-- transfer: begin -->", "<!-- transfer: end -->"
@@ -53,6 +53,8 @@ class Figures:
 
 ByWeight = dict[float, dict[str, Figures]]
 """Figures by cost weight and method."""
+People = list[tuple[str, ...]] | None
+"""By seed the names of its test users, where they are real people, who are the same in every seed."""
 Trained = Mapping[str, tuple[BasePolicy, Scenario]]
 """Policies by title, each with the scenario as it sees it."""
 
@@ -119,8 +121,17 @@ def figures(scenario: Scenario, plans: Plans, weight: float) -> Figures:
     return Figures(outcome.reward(weight), outcome.accuracy, masks.mean(1), len(np.unique(masks, axis=0)))
 
 
-def transferred(run: Path, env: str, env_kwargs: dict, seed: int, args: argparse.Namespace) -> tuple[str, ByWeight]:
-    """Train what is to be trained and measure everything for one seed; from what to what, in words, and the figures."""
+@dataclass(frozen=True)
+class Seed:
+    """What a seed found: from what to what, in words; figures; who the test users are, see :data:`People`."""
+
+    words: str
+    found: ByWeight
+    people: tuple[str, ...] | None
+
+
+def transferred(run: Path, env: str, env_kwargs: dict, seed: int, args: argparse.Namespace) -> Seed:
+    """Train what is to be trained and measure everything for one seed."""
     there = RunConfig.load(run)
     config = replace(
         there,
@@ -140,7 +151,7 @@ def transferred(run: Path, env: str, env_kwargs: dict, seed: int, args: argparse
     trained = policies(path, config, scenario, rules, args.runs / f"{env.split('/')[-1]}-{key}", args.full_steps)
     size = f"{len(scenario.pathways)} pathways, {len(scenario.users('test'))} test users"
     words = f"from {described(there)} to {described(config)} ({size}), fine-tuned for {config.total_timesteps:,} steps"
-    return words, measured(scenario, rules, trained, seed)
+    return Seed(words, measured(scenario, rules, trained, seed), scenario.people("test"))
 
 
 def described(config: RunConfig) -> str:
@@ -149,7 +160,7 @@ def described(config: RunConfig) -> str:
     return f"`{' '.join([config.env, *kwargs])}`"
 
 
-def table(weight: float, seeds: list[ByWeight]) -> list[str]:
+def table(weight: float, seeds: list[ByWeight], people: People) -> list[str]:
     """Every method at one cost weight, means over users and seeds, with the paired difference to the best static mask."""
     lines = [
         f"| at cost weight {weight:g} | reward | accuracy | on | masks | reward - best_static | |",
@@ -160,25 +171,26 @@ def table(weight: float, seeds: list[ByWeight]) -> list[str]:
         each = [found[weight][title] for found in seeds]
         reward, accuracy, on = (np.mean([getattr(f, name).mean() for f in each]) for name in ("reward", "accuracy", "on"))
         masks = np.mean([f.masks for f in each])
-        apart = paired_difference([f.reward for f in each], static)
+        apart = paired_difference([f.reward for f in each], static, people=people)
         verdict = "better" if apart.low > 0 else "worse" if apart.high < 0 else "no difference shown"
         against = "| | |" if title == "best_static" else f"| {text_of(apart)} | {verdict} |"
         lines.append(f"| {title} | {reward:.3f} | {accuracy:.3f} | {on:.0%} | {masks:.0f} {against}")
     lines.append("")
     for one, other in PAIRS:
         first, second = ([found[weight][title].reward for found in seeds] for title in (one, other))
-        lines.append(f"- {one} less {other}: {text_of(paired_difference(first, second))}")
+        lines.append(f"- {one} less {other}: {text_of(paired_difference(first, second, people=people))}")
     return lines
 
 
-def report(words: str, seeds: list[ByWeight], command: str) -> str:
+def report(seeds: list[Seed], command: str) -> str:
     """The whole text between the markers."""
+    found, people = [seed.found for seed in seeds], [seed.people for seed in seeds if seed.people is not None] or None
     lead = (
-        f"A policy {words}; {len(seeds)} seed{'s' * (len(seeds) > 1)}. Query examples of test users; 95 % paired bootstrap "
-        "intervals, users within seeds. `on`: share of pathways; `masks`: distinct ones. Nothing was chosen by test users. "
-        f"Written by `{command}`."
+        f"A policy {seeds[0].words}; {len(seeds)} seed{'s' * (len(seeds) > 1)}. Query examples of test users; 95 % paired "
+        f"bootstrap intervals, {unit_of(people is None)}. `on`: share of pathways; `masks`: distinct ones. Nothing was chosen "
+        f"by test users. Written by `{command}`."
     )
-    return "\n\n".join([lead, *("\n".join(table(weight, seeds)) for weight in seeds[0])])
+    return "\n\n".join([lead, *("\n".join(table(weight, found, people)) for weight in found[0])])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -215,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         kwargs = parse_pairs(args.env_kwargs, "--env-kwargs")
         done = [transferred(run, args.env, kwargs, seed, args) for run, seed in zip(args.sources, args.seeds, strict=True)]
-        text = report(done[0][0], [found for _, found in done], shlex.join(["python", "-m", "eval.transfer", *shown]))
+        text = report(done, shlex.join(["python", "-m", "eval.transfer", *shown]))
         print(text)
         if args.write:
             write_between_markers(args.write, text, BEGIN, END)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from agents.bootstrap import paired_difference, units
+from agents.bootstrap import mean_interval, units
 from backbones.artefacts import ArtefactError, write_atomically
 from envs.scenario import forget_scenarios
 from eval.headline import text_of, write_between_markers
@@ -77,8 +77,7 @@ def table(plan: Plan, found: dict[str, list[Halves]], simulated: bool) -> list[s
         level = units(found[name], [{user: np.zeros(2) for user in seed} for seed in found[name]], simulated)
         cells = [f"`{name}`", str(sum(map(len, level)))]
         for half in range(2):
-            zeros = [np.zeros(len(part)) for part in apart]
-            gain = text_of(paired_difference([part[:, half] for part in apart], zeros)) if name != BASE else "-"
+            gain = text_of(mean_interval([part[:, half] for part in apart])) if name != BASE else "-"
             cells += [f"{np.mean([part[:, half].mean() for part in level]):.3f}", gain]
         lines.append(f"| {' | '.join(cells)} |")
     seeds = {name: sum(map(bool, by_seed)) for name, by_seed in found.items()}
@@ -113,7 +112,7 @@ def artefacts_of(folder: Path, plan: Plan) -> MadeOf:
     """What the rows of the folder's tables were made with. Raises :class:`ResultsError` if there are no such rows."""
     path = folder / "results.csv"
     found = {
-        (f"seed{row['seed']}" + (f"-fold{row['fold']}" if row["fold"] else ""), row["method"]): row["artefacts"]
+        (str(Place(int(row["seed"]), int(row["fold"]) if row["fold"] else None)), row["method"]): row["artefacts"]
         for _, row in rows_of(path)
         if not row["shown"] and row["artefacts"] and row["cost_weight"] in ("", repr(plan.cost_weight))
     }
@@ -137,7 +136,7 @@ def _place(plan: Plan, place: Place, names: Sequence[str], seeds: dict[str, dict
             )
         seeds.setdefault(name, {}).setdefault(place.seed, {}).update(accuracies(measuring, name, likeness))
     forget_scenarios()
-    return measuring.world.data.population.simulated
+    return measuring.scenario.simulated
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents.bootstrap import gap_closed, paired_difference
+from agents.bootstrap import gap_closed, mean_interval, paired_difference
 
 
 def test_the_interval_covers_a_known_difference_about_as_often_as_it_says():
@@ -39,6 +39,19 @@ def test_more_users_give_a_narrower_interval():
         interval = paired_difference([noise], [np.zeros(users)], resamples=500)
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0] / 5
+
+
+def test_the_same_people_in_every_seed_count_once():
+    values = np.random.default_rng(0).normal(size=40)
+    names, zeros = [str(n) for n in range(40)], np.zeros(40)
+    often = paired_difference([values] * 4, [zeros] * 4, people=[names] * 4)
+    assert often == mean_interval([values[np.argsort(names)]])
+    redrawn = paired_difference([values] * 4, [zeros] * 4)
+    assert redrawn.high - redrawn.low < 0.7 * (often.high - often.low)
+    turned = paired_difference([values, values[::-1]], [zeros] * 2, people=[names, names[::-1]])
+    assert turned == often  # by name, not by place
+    with pytest.raises(ValueError):
+        paired_difference([values], [zeros], people=[names[:-1]])
 
 
 def test_intervals_are_reproducible():

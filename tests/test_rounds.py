@@ -144,7 +144,7 @@ def test_tables_hold_means_and_differences_over_users_and_seeds():
     again, held, fixed = titles(2)
     wanted = [mean(again, field) - mean(held, field) for field in ("reward", "accuracy", "cost")]
     wanted += [mean(again, "reward") - mean(fixed, "reward"), mean(held, "reward") - mean(rounds.ONCE, "reward")]
-    found = [cell.split()[0] for cell in rounds.differences(seeds, [2])[2].split("|")[2:-1]]
+    found = [cell.split()[0] for cell in rounds.differences(seeds, [2], None)[2].split("|")[2:-1]]
     assert found == [f"{value:+.3f}" for value in wanted]
 
 
@@ -179,7 +179,7 @@ def test_the_verdict_follows_from_the_interval(gain, words):
     blank = Figures(*(np.zeros(100) for _ in range(5)))
     seed = {again: replace(blank, reward=noise - noise.mean() + gain), held: blank}
     assert difference([seed], again, held).mean == pytest.approx(gain)
-    assert verdict([seed], [2]).endswith(f"re-gating in 2 rounds: {words}.")
+    assert verdict([seed], [2], None).endswith(f"re-gating in 2 rounds: {words}.")
 
 
 @pytest.mark.parametrize(

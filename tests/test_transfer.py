@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.bootstrap import paired_difference
 from agents.checkpoint import choose_masks, choose_plans, load_policy
 from agents.rivals import best_static
 from agents.run import RunConfig
@@ -19,6 +20,7 @@ from envs.rules import Rules
 from envs.scenario import Scenario
 from envs.statistics import NAMES
 from eval import transfer
+from eval.headline import text_of
 from eval.transfer import trained
 
 QUIET = ["--no-progress", "--num-threads", "1", "-P", "search:false"]
@@ -234,6 +236,23 @@ def test_rewards_on_the_page_are_means_over_seeds_of_test_users(written, source)
     row = next(line for line in written[0].read_text().splitlines() if line.startswith("| as it is |"))
     assert f"{np.mean(found):.3f}" == row.split("|")[2].strip()
     assert "better" in row
+
+
+def test_intervals_over_people_are_wider_than_over_users_redrawn_in_every_seed():
+    rng = np.random.default_rng(0)
+    values, still = rng.normal(size=30), np.zeros(30)
+    figures = [transfer.Figures(each, each, still, 1) for each in (values, still)]
+    found = {WEIGHT: {title: figures[0] for pair in transfer.PAIRS for title in pair} | {"best_static": figures[1]}}
+    names = tuple(map(str, range(30)))
+    simulated, real = ([transfer.Seed("from a to b", found, who)] * 3 for who in (None, names))
+    redrawn, people = transfer.report(simulated, "c"), transfer.report(real, "c")
+    assert "users within seeds" in redrawn and "real people, averaged over seeds" in people
+
+    def row(text):
+        return next(line for line in text.splitlines() if line.startswith("| as it is |"))
+
+    assert text_of(paired_difference([values] * 3, [still] * 3)) in row(redrawn)
+    assert text_of(paired_difference([values], [still], people=[names])) in row(people)
 
 
 def test_called_again_it_trains_nothing(written, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.bootstrap import Interval, paired_difference, units
+from agents.bootstrap import Interval, mean_interval, units
 from agents.checkpoint import choose_masks, load_policy
 from agents.rivals import best_static
 from agents.run import RunConfig
@@ -62,7 +62,7 @@ def measure_exit(folder: Path, config: RunConfig, repeats: int) -> Row:
         "seed": seed,
         "fold": fold_of(config),
         "settings": shared(config),
-        "simulated": scenario.data.population.simulated,
+        "simulated": scenario.simulated,
         "ways": {
             name: {
                 "each": each[name],
@@ -90,7 +90,7 @@ def against(runs: Sequence[Mapping[str, Mapping[str, float]]], simulated: bool) 
         rivals = {BARE: BARE, ALL_ON: ALL_ON} | ({STATIC: like} if like else {})
         apart = {rival: units(mine, [run[way] for run in runs], simulated) for rival, way in rivals.items() if way != name}
         level = units(mine, [dict.fromkeys(one, 0.0) for one in mine], simulated)
-        less = {rival: asdict(paired_difference(each, [0 * part for part in each])) for rival, each in apart.items()}
+        less = {rival: asdict(mean_interval(each)) for rival, each in apart.items()}
         found[name] = {"accuracy": float(np.mean([part.mean() for part in level])), "less": less}
     return found
 
