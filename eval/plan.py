@@ -202,8 +202,8 @@ class Plan:
                 yield Job(name, self.cost_weight if method.trades else None, shown)
 
     def sizes(self, slow: bool) -> tuple[int, ...]:
-        """Of the curve, for methods that are measured on few users, or for the others."""
-        return self.few_shown if slow else self.shown
+        """Of the curve, for methods that are measured on few users, or for the others; the few where there are no others."""
+        return self.few_shown if slow or not self.shown else self.shown
 
     def scenario_arguments(self, place: Place) -> tuple[str, dict[str, Any]]:
         """Name and arguments of the scenario's builder at a place."""

@@ -106,3 +106,10 @@ def test_the_few_users_of_slow_methods_are_others_instead(one_left_out, monkeypa
     few = measuring.users(method, None)
     assert len(few) == 5 and "test-3" not in {measuring.support.ids[index] for index in few}
     assert measuring.users(method, 2) == few and measuring.users(method, 1) == []
+
+
+def test_a_method_that_was_asked_for_the_few_sizes_alone_has_them_whatever_it_runs_through():
+    plan = Plan(DIGITS, KWARGS, methods=("base", "bitfit"), curve=("bitfit",), few_shown=(0, 2))
+    measuring, sizes = Measuring(plan, Place(0), plan.scenario(Place(0))), [job.shown for job in plan.jobs()][2:]
+    assert not measuring.slow(plan.method("bitfit")) and sizes == [0, 2]
+    assert all(measuring.users(plan.method("bitfit"), size) for size in sizes)
