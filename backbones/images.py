@@ -26,6 +26,12 @@ def as_images(raw: Any, channels: int, size: Sequence[int]) -> Tensor:
         ValueError: for anything else (texts, say), and for images whose numbers have no known largest value.
     """
     if isinstance(raw, Tensor) and raw.ndim == 4:
+        if raw.shape[1] not in (1, channels) or not (raw.dtype == torch.uint8 or raw.is_floating_point()):
+            wanted = " or ".join(map(str, sorted({1, channels})))
+            raise ValueError(
+                f"this backbone reads images [N, {wanted}, H, W] of uint8 or float in 0..1, not {[*raw.shape]} of {raw.dtype}: "
+                "bring them to these channels (without transparency), and to bytes."
+            )
         images = raw.float() / 255 if raw.dtype == torch.uint8 else raw
         return images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
     if not isinstance(raw, list) or not all(isinstance(image, Image.Image) for image in raw):

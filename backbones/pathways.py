@@ -324,6 +324,16 @@ def whole_model(names: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.i
     return (~runs).nonzero()[0], (runs | np.array([name == READOUT for name in names])).nonzero()[0]
 
 
+def executed(names: Sequence[str], masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is run for masks ``[..., P]``: where nothing speaks, such blocks and readout as have a gate are on."""
+    speaks, stands = whole_model(tuple(names))
+    if not len(stands):
+        return masks
+    masks = masks.copy()
+    masks[..., stands] |= ~masks[..., speaks].any(-1, keepdims=True)
+    return masks
+
+
 def _not_borne(gates: str) -> str:
     if "exit" in gates:
         return f"inference can end early only where no pathway feeds a later block: gates={gates!r} needs placement='side'."

@@ -72,8 +72,10 @@ class PathwaySelection:
         self.users = np.full(slots, -1)
         self.weights = np.full(slots, self.cost_weight.low)
         self.plans = np.zeros((slots, self.rounds, len(scenario.pathways)), dtype=bool)
-        self.done = np.zeros(slots, dtype=np.int64)
+        self.done = np.full(slots, self.steps)  # no episode is under way
         self.earned = np.zeros(slots)
+        self.chosen = np.zeros(slots, dtype=np.int64)
+        self.last, self.whose = np.zeros((slots, len(scenario.pathways)), dtype=bool), np.full(slots, -1)
         self._laps = np.full((slots, 2), -1)
         self._order = np.zeros((slots, len(self.pool)), dtype=np.int32)
         self._drawn = np.zeros((slots, len(self.pool) if self.cost_weight.varies else 0), dtype=np.float32)
@@ -106,7 +108,7 @@ class PathwaySelection:
 
     def seed(self, slot: int, stream: int) -> None:
         """Start a slot's sequence of users anew."""
-        self.streams[slot], self.episodes[slot] = stream, -1
+        self.streams[slot], self.episodes[slot], self.chosen[slot] = stream, -1, 0
 
     def reset(self, slots: NDArray[np.int64], options: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
         """Begin an episode in some slots, with the next user of each slot's sequence or with the users named.
@@ -134,6 +136,7 @@ class PathwaySelection:
         """Execute one action per slot, ``[B, P]`` masks or ``[B, 1]`` bits: a single call to the oracle."""
         done = self.decide(slots, actions)
         masks = self.plans[slots, (done - 1) // self.turns]
+        self.last[slots], self.whose[slots] = masks, self.users[slots]
         rated = np.flatnonzero(done % self.turns == 0)
         rewards = np.zeros(len(slots))
         outcome = Outcome(*np.zeros((3, 0)))
@@ -149,7 +152,7 @@ class PathwaySelection:
         bits = self._checked(actions, len(slots))
         done = self.done[slots]
         if (done >= self.steps).any():
-            raise RuntimeError("the episode is over; call reset() before the next step().")
+            raise RuntimeError("no episode is under way, or the episode is over; call reset() before the next step().")
         if self.layerwise:
             self.plans[slots, done // self.turns, done % self.turns] = bits[:, 0]
         else:
@@ -161,8 +164,10 @@ class PathwaySelection:
         return done
 
     def observe(self, slots: NDArray[np.int64]) -> Observation:
-        """Fresh observations of some slots, ``[B, ...]``."""
+        """Fresh observations of some slots, ``[B, ...]``. Raises ``RuntimeError`` for one that never had a user."""
         users, done = self.users[slots], self.done[slots]
+        if (users < 0).any():
+            raise RuntimeError(f"slot {slots[users < 0][0]} has no user yet; the first reset() must be of every slot.")
         pathways = np.array(self.scenario.statistics[users])
         played = np.where(done < self.steps, done, 0) // self.turns  # masks finished; the last observation is the first again
         if played.any():
@@ -179,13 +184,17 @@ class PathwaySelection:
             pathways[..., GATE] = self.plans[slots, np.minimum(done // self.turns, self.rounds - 1)] & decided
         return found
 
-    def latest(self) -> Plans:
-        """The mask decided last (or being decided) in every slot's present episode, ``[slots, P]``; zeros before the first."""
-        return self.plans[np.arange(len(self.users)), np.maximum(self.done - 1, 0) // self.turns]
+    def latest(self) -> list[tuple[str, NDArray[np.int8]]]:
+        """Of every slot the mask ``[P]`` decided last (or being decided) and whose it is, of an episode that is over as well.
+
+        Zeros before the first.
+        """
+        ids, whose = self.scenario.user_ids, np.where(self.whose < 0, self.users, self.whose)
+        return [(ids[user], mask) for user, mask in zip(whose.tolist(), self.last.astype(np.int8), strict=True)]
 
     def state(self) -> dict[str, list]:
         """JSON-able state, from which :meth:`restore` goes on exactly."""
-        names = ("streams", "episodes", "users", "weights", "plans", "done", "earned")
+        names = ("streams", "episodes", "chosen", "users", "weights", "plans", "done", "earned")
         return {name: getattr(self, name).tolist() for name in names}
 
     def restore(self, state: dict[str, list]) -> None:
@@ -209,7 +218,9 @@ class PathwaySelection:
         if "user" in options:
             self._start(alone, np.array([self._named(options["user"])]))
             if self.cost_weight.varies:  # of the slot's own stream, but not of its sequence of users
-                draw = np.random.default_rng([int(self.streams[slot]), int(self.episodes[slot]) + 1, 1])
+                key = (self.streams[slot], self.episodes[slot] + 1, 1 + self.chosen[slot])
+                draw = np.random.default_rng([int(part) for part in key])
+                self.chosen[slot] += 1
                 self.weights[slot] = draw.uniform(self.cost_weight.low, self.cost_weight.high)
         else:
             self._begin_next(alone)

@@ -76,9 +76,8 @@ class PathwaySelectionVecEnv(VecEnv, EzPickle):
         """Nothing is held open."""
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """One heat-map row per slot: the mask decided last in the slot's present episode."""
-        last = self.core.latest().astype(np.int8)
-        return [gates_as_image(self.core.scenario.pathways, [mask], height=1) for mask in last]
+        """One heat-map row per slot: the mask decided last."""
+        return [gates_as_image(self.core.scenario.pathways, [mask], height=1) for _, mask in self.core.latest()]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute, once per slot asked for."""

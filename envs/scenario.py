@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backbones.artefacts import cache_key
 from backbones.costs import COSTS
-from backbones.pathways import whole_model
+from backbones.pathways import executed
 from backbones.registry import Registry, did_you_mean
 from backbones.typed import check_types
 from envs.by_user import ByUser, Observed
@@ -101,13 +101,8 @@ class Scenario:
         return f"users unsaid, {cache_key(pathways=list(self.pathways), embedding=shown, **facts)}"
 
     def executed(self, masks: Plans) -> Plans:
-        """What is run for masks ``[..., P]``: where nothing speaks, such blocks and readout as have a gate are on."""
-        speaks, stands = whole_model(tuple(self.pathways))
-        if not len(stands):
-            return masks
-        masks = masks.copy()
-        masks[..., stands] |= ~masks[..., speaks].any(-1, keepdims=True)
-        return masks
+        """What is run for masks ``[..., P]``, see :func:`backbones.pathways.executed`."""
+        return executed(self.pathways, masks)
 
     def users(self, split: str) -> NDArray[np.int64]:
         """Positions of a split's users. Raises ``ValueError`` for an unknown split."""
@@ -116,8 +111,8 @@ class Scenario:
         return self.splits[split]
 
 
-SCENARIOS: Registry[str] = Registry("scenario")
-"""Names to ``"module:function"``, imported when first asked for."""
+SCENARIOS: Registry[str | Callable[..., Any]] = Registry("scenario")
+"""Names to builders, or to ``"module:function"``, imported when first asked for."""
 SCENARIOS.register("modelled", "envs.modelled:modelled")
 SCENARIOS.register("planted", "envs.planted:planted")
 SCENARIOS.register("tabular", "envs.tabular:tabular")
@@ -149,8 +144,11 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
 
 def builder_of(name: str) -> Callable[..., Scenario]:
     """The function behind a scenario's name."""
-    module, function = SCENARIOS.get(name).split(":")
-    return getattr(import_module(module), function)
+    found = SCENARIOS.get(name)
+    if isinstance(found, str):
+        module, function = found.split(":")
+        return getattr(import_module(module), function)
+    return found  # an entry point's
 
 
 def forget_scenarios() -> None:

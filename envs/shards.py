@@ -4,7 +4,7 @@ A shard is a block of users of one split under a block of masks. It alone decide
 the bits of an answer depend neither on the number of processes nor on what was done before a kill.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from backbones.artefacts import DiskFullError, load_artefact, save_artefact
+from backbones.pathways import READOUT, RUN, executed
 from envs.oracles import ROLES, CachedOracle, Oracle, Plans, all_masks
 from envs.registration import known_spec
 from envs.scenario import Scenario, builder_of, check_arguments, load_scenario
@@ -111,32 +112,34 @@ class Shard:
         return len(self.users) * len(self.columns) * sum(ADAPTATIONS[role] for role in self.roles)
 
 
-def table_masks(pathways: int, count: int | None = None) -> Plans:
+def table_masks(names: Sequence[str], count: int | None = None) -> Plans:
     """The masks of a table ``[M, P]``, in ascending order of their keys.
 
     Args:
-        pathways: P.
+        names: of the P pathways.
         count: None for every mask if P <= 10, else for 1,024 of them. A number, if it is below 2^P, for a sample: all_on,
-            all_off, every pathway on its own, and masks of random density drawn from a fixed seed.
+            all_off, every pathway on its own, and masks of random density drawn from a fixed seed, all of them as they are
+            executed (:func:`backbones.pathways.executed`); there may be fewer of these than the number.
 
     Raises:
         ValueError: for too many pathways, or too few masks for those that are always in the sample.
     """
+    pathways, silent = len(names), 2 ** sum(name.endswith(RUN) for name in names)
     if pathways > WIDEST:
         raise ValueError(f"a table has at most {WIDEST} pathways, got {pathways}; use the live environment.")
     count = (2**pathways if pathways <= EXHAUSTIVE else SAMPLED) if count is None else count
     if count >= 2**pathways:
         return all_masks(pathways)
-    always = np.concatenate([np.zeros((1, pathways)), np.ones((1, pathways)), np.eye(pathways)]).astype(bool)
+    always = executed(names, np.concatenate([np.zeros((1, pathways)), np.ones((1, pathways)), np.eye(pathways)]).astype(bool))
     masks = {int(key): mask for key, mask in zip(mask_keys(always), always, strict=True)}
     if count < len(masks):
         raise ValueError(
             f"--masks must be at least {len(masks)} (all_on, all_off and {pathways} single pathways), got {count}."
         )
     rng = np.random.default_rng(0)
-    while len(masks) < count:
-        mask = rng.random(pathways) < rng.random()
-        masks[int(mask_keys(mask[None])[0])] = mask
+    while len(masks) < min(count, 2**pathways - silent + (READOUT not in names)):  # those that say nothing are all one
+        mask = executed(names, rng.random((1, pathways)) < rng.random())
+        masks[int(mask_keys(mask)[0])] = mask[0]
     return np.stack([masks[key] for key in sorted(masks)])
 
 

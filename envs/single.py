@@ -88,11 +88,13 @@ def check_render_mode(mode: str | None, known: list[str]) -> None:
         raise ValueError(f"unknown render_mode {mode!r}; choose from {', '.join(known)}, or None.")
 
 
-def render_gates(mode: str | None, pathways: tuple[str, ...], rows: list[tuple[str, NDArray[np.int8]]]) -> Any:
-    """What ``render()`` returns in each mode."""
+def render_gates(
+    mode: str | None, pathways: tuple[str, ...], rows: list[tuple[str, NDArray[np.int8]]], height: int = 24
+) -> Any:
+    """What ``render()`` returns in each mode; ``height`` is an image's, in rows of cells."""
     if mode == "ansi":
         return gates_as_text(pathways, rows)
     if mode == "rgb_array":
-        return gates_as_image(pathways, [mask for _, mask in rows])
+        return gates_as_image(pathways, [mask for _, mask in rows], height)
     gym.logger.warn("render() does nothing without a render_mode; make the env with 'ansi' or 'rgb_array'.")
     return None

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from envs.local_release import DIRECTIONS, released
+from envs.local_release import DIRECTIONS, SENT, released
+from envs.modelled import OBSERVED
 from envs.scenario import Scenario
 from envs.single import PathwaySelectionEnv
 from envs.tables import PathwayTable
@@ -77,7 +78,17 @@ def tabular(
 
     Raises:
         ArtefactError: if the file is missing, damaged, or of another format version, or the package has no table.
-        ValueError: for settings of a local release that are out of range.
+        ValueError: for settings of a local release that are out of range, and for a table of yours that cannot have one: it
+            holds what devices sent already, or its scales tell of train users.
     """
     found = (PathwayTable.packaged() if table is None else PathwayTable.load(table)).scenario()
-    return found if local_epsilon is None else released(found, local_epsilon, directions=local_directions, seed=seed)
+    if local_epsilon is None:
+        return found
+    if SENT in found.made_of:
+        raise ValueError(f"{table} holds what devices sent already ({found.made_of[SENT]}): leave out local_epsilon.")
+    if table is not None and not found.made_of.get(OBSERVED, "").startswith("val"):
+        raise ValueError(
+            f"with local_epsilon nothing of train users may be in the scales of observations, and those of {table} are theirs: "
+            "tabulate with --env-kwargs observed_on:val."
+        )
+    return released(found, local_epsilon, directions=local_directions, seed=seed)

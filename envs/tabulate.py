@@ -86,7 +86,7 @@ def tabulate(source: Source, out: Path, count: int | None = None, processes: int
     """
     print(f"{source.environment}: loading users and model, or making them", flush=True)
     scenario = with_one_thread(source)
-    masks = table_masks(len(scenario.pathways), count)
+    masks = table_masks(scenario.pathways, count)
     wanted = identity(source.environment, ingredients(scenario), scenario.fingerprint, masks)
     folder = out.with_name(f"{out.name}-unfinished")
     if exists(out) and not overwrite:

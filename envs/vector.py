@@ -20,7 +20,7 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         scenario: a registered name, or a :class:`Scenario`.
         num_envs: users at a time.
         split, cost_weight, rounds, layerwise, scenario_kwargs: as for the single environment.
-        render_mode: None, ``"ansi"`` or ``"rgb_array"``, which show one row per sub-environment.
+        render_mode: None, ``"ansi"`` or ``"rgb_array"``.
     """
 
     metadata = {  # noqa: RUF012 - as Gymnasium has it
@@ -56,11 +56,23 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
     def reset(  # type: ignore[override]
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin episodes, in all slots or where ``options["reset_mask"]`` says; slot i is seeded with ``seed + i``."""
-        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        """Begin episodes, in all slots or where ``options["reset_mask"]`` says; slot i is seeded with ``seed + i``.
+
+        Raises:
+            ValueError: for another number of seeds than of slots, and a mask that is not one bool per slot or selects none.
+        """
+        if seed is None or isinstance(seed, int | np.integer):
+            super().reset(seed=None if seed is None else int(seed))
+            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"one seed per sub-environment is needed, {self.num_envs} in all; got {len(seeds)}.")
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"reset_mask holds one bool per sub-environment, {self.num_envs} in all, of which some are True; got {mask!r}."
+            )
         slots = self._slots[mask]
         for slot in slots.tolist():
             if seeds[slot] is not None or not self._seeded[slot]:
@@ -89,9 +101,8 @@ class PathwaySelectionVectorEnv(VectorEnv, EzPickle):
         truncated = np.zeros(self.num_envs, dtype=bool)
         return self.core.observe(self._slots), transition.rewards, transition.terminated, truncated, infos
 
-    def render(self) -> Any:
-        """The masks decided so far in every slot's present episode."""
-        ids = self.core.scenario.user_ids
-        last = self.core.latest().astype(np.int8)
-        rows = [(ids[user], mask) for user, mask in zip(self.core.users, last, strict=True)]
-        return render_gates(self.render_mode, self.core.scenario.pathways, rows[-24:])
+    def render(self) -> tuple[Any, ...] | None:
+        """A frame per slot: the mask decided last, as text or as an image of one row."""
+        if self.render_mode is None:
+            return render_gates(None, (), [])
+        return tuple(render_gates(self.render_mode, self.core.scenario.pathways, [row], 1) for row in self.core.latest())

@@ -186,6 +186,17 @@ def test_user_and_weight_may_be_asked_for_together():
     assert again == infos
 
 
+def test_every_episode_with_a_user_asked_for_has_a_weight_of_its_own():
+    core, other = started(slots=1), started(slots=1)
+    asked = [core.reset(SLOTS[:1], [{"user": user}])[0]["cost_weight"] for user in range(6)]
+    assert len(set(asked)) == 6
+    for user in range(3):
+        other.reset(SLOTS[:1], [{"user": user}])
+    resumed = started(slots=1)
+    resumed.restore(other.state())
+    assert [resumed.reset(SLOTS[:1], [{"user": user}])[0]["cost_weight"] for user in range(3, 6)] == asked[3:]
+
+
 @pytest.mark.parametrize("weight", [-0.01, 0.41, float("nan")])
 def test_a_weight_outside_of_the_range_is_refused(weight):
     core = started()

@@ -320,13 +320,55 @@ def test_what_a_slot_sees_does_not_depend_on_the_number_of_slots(num_envs):
     assert users == [env.reset(seed=SEED)[1]["user"], *(env.reset()[1]["user"] for _ in range(5))]
 
 
-def test_rendering_a_vector_shell_shows_every_slot():
-    env = batched("dsa/Planted-v0", render_mode="ansi", rounds=2)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_vector_shell_renders_a_frame_per_slot_of_the_mask_decided_last_and_whose_it_was(rounds):
+    env = batched("dsa/Planted-v0", render_mode="ansi", rounds=rounds)
     _, infos = env.reset(seed=SEED)
-    env.step(np.ones((SLOTS, 8), dtype=np.int8))
-    text = env.render()
-    assert all(user in text for user in infos["user"])
-    assert len(text.splitlines()) == 1 + SLOTS
+    env.step(np.eye(SLOTS, 8, dtype=np.int8))
+    frames = env.render()
+    assert isinstance(frames, tuple) and len(frames) == SLOTS
+    for frame, user in zip(frames, infos["user"], strict=True):
+        assert user in frame and len(frame.splitlines()) == 2 and frame.count("■") == 1
+    images = batched("dsa/Planted-v0", render_mode="rgb_array")
+    images.reset(seed=SEED)
+    before = images.render()
+    images.step(np.ones((SLOTS, 8), dtype=np.int8))
+    assert all(image.dtype == np.uint8 and image.ndim == 3 for image in before)
+    assert all((one != other).any() for one, other in zip(before, images.render(), strict=True))
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert batched("dsa/Planted-v0").unwrapped.render() is None
+
+
+def test_the_images_of_the_sb3_shell_show_what_was_decided_although_the_next_episode_has_begun():
+    vec = make_sb3("dsa/Planted-v0", SLOTS)
+    vec.reset()
+    before = vec.get_images()
+    vec.step(np.ones((SLOTS, 8), dtype=np.int8))
+    assert all((one != other).any() for one, other in zip(before, vec.get_images(), strict=True))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_no_user_is_played_before_the_first_reset(shell):
+    env = shell("planted", num_envs=SLOTS, split="train")
+    with pytest.raises(RuntimeError, match=r"no episode is under way.*call reset\(\)"):
+        env.step(np.zeros((SLOTS, 8), dtype=np.int8))
+
+
+def test_a_vector_shell_refuses_masks_of_slots_and_seeds_that_are_none():
+    env = batched("dsa/Planted-v0")
+    half = np.arange(SLOTS) < 1
+    with pytest.raises(RuntimeError, match=r"slot 1 has no user yet; the first reset\(\) must be of every slot"):
+        env.reset(options={"reset_mask": half})
+    for wrong in (half.astype(int), half[:-1], np.zeros(SLOTS, dtype=bool)):
+        with pytest.raises(ValueError, match=f"one bool per sub-environment, {SLOTS} in all"):
+            env.reset(options={"reset_mask": wrong})
+    with pytest.raises(ValueError, match="one seed per sub-environment"):
+        env.reset(seed=(1,))
+    seeds = range(SEED, SEED + SLOTS)
+    users = [
+        env.reset(seed=given)[1]["user"].tolist() for given in (SEED, np.int64(SEED), [*seeds], tuple(seeds), np.array(seeds))
+    ]
+    assert all(each == users[0] for each in users)
 
 
 def test_make_sb3_suggests_an_id_for_an_unknown_one():

@@ -113,6 +113,18 @@ def test_images_of_sixteen_bits_look_as_those_of_eight_do(tmp_path, channels):
         torch.testing.assert_close(deep, usual, atol=1 / 255, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        (torch.zeros(2, 4, 8, 8), r"1 or 3, H, W\].*not \[2, 4, 8, 8\] of torch.float32"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "uint8 or float in 0..1, not .* of torch.int64"),
+    ],
+)
+def test_tensors_of_other_channels_or_numbers_are_refused(images, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        as_images(images, 3, (8, 8))
+
+
 @pytest.mark.parametrize(("mode", "kind"), [("F", np.float32), ("I", np.int32)])
 def test_images_whose_white_is_unknown_are_named_with_a_cure(tmp_path, mode, kind):
     Image.fromarray(np.full((4, 4), 0.5 if mode == "F" else 70_000, dtype=kind)).save(tmp_path / "vague.tiff")

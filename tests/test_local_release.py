@@ -9,10 +9,12 @@ import worlds
 from gymnasium.utils.env_checker import check_env
 from scipy.stats import norm
 
-from envs.local_release import DELTA, LocalRelease, released
+from envs.local_release import DELTA, SENT, LocalRelease, released
+from envs.modelled import OBSERVED
 from envs.rules import Rules
 from envs.scenario import load_scenario
 from envs.statistics import STANDARDISED
+from envs.tables import PathwayTable
 from eval.world import World
 from serving import Personaliser
 
@@ -127,6 +129,25 @@ def test_toy_problems_have_nothing_to_send():
 def test_train_users_are_not_in_the_scales_of_what_is_sent():
     with pytest.raises(ValueError, match="observed_on='val'"):
         worlds.scenario("dsa/DigitsResNet-v0", local_epsilon=1.0)
+
+
+def tabulated(tmp_path, **facts):
+    """The packaged table as one of yours, that says more of what it was made of."""
+    found = PathwayTable.packaged()
+    replace(found, made_of={**found.made_of, **facts}).save(tmp_path / "mine")
+    return str(tmp_path / "mine")
+
+
+def test_train_users_are_not_in_the_scales_of_a_table_of_yours_either(tmp_path):
+    with pytest.raises(ValueError, match=r"those of .*mine are theirs: tabulate with --env-kwargs observed_on:val"):
+        load_scenario("tabular", table=tabulated(tmp_path), local_epsilon=2.0)
+    assert load_scenario("tabular", table=tabulated(tmp_path, **{OBSERVED: "val 0"}), local_epsilon=2.0, seed=1).sent
+
+
+def test_what_was_sent_is_not_sent_again(tmp_path):
+    mine = tabulated(tmp_path, **{OBSERVED: "val 0", SENT: "4 numbers"})
+    with pytest.raises(ValueError, match=r"holds what devices sent already \(4 numbers\): leave out local_epsilon"):
+        load_scenario("tabular", table=mine, local_epsilon=2.0)
 
 
 def test_rivals_that_see_examples_are_not_measured_beside_it():

@@ -5,6 +5,8 @@ import pytest
 import backbones
 from backbones import make_backbone, register_backbone, registry
 from backbones.registry import Registry, did_you_mean
+from envs.planted import planted
+from envs.scenario import SCENARIOS, builder_of, load_scenario
 
 
 class FakeEntryPoints(dict):
@@ -87,6 +89,19 @@ def test_the_decorator_registers_and_returns_the_function(colours):
 def test_entry_points_of_other_distributions_count_as_registered(colours, installed):
     assert list(colours) == ["crimson", "cyan", "magenta"]
     assert colours.get("magenta") == 3
+
+
+def test_a_scenario_of_an_entry_point_is_built_by_what_it_loads(monkeypatch):
+    def mine(seed: int = 0):
+        return planted(seed)
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: FakeEntryPoints(mine=SimpleNamespace(load=lambda: mine)))
+    try:
+        assert builder_of("mine") is mine and load_scenario("mine", seed=1).name == "planted"
+        with pytest.raises(ValueError, match=r"no argument 'sed'\. Did you mean 'seed'"):
+            load_scenario("mine", sed=1)
+    finally:
+        SCENARIOS.unregister("mine")
 
 
 def test_an_entry_point_is_loaded_once_and_only_when_asked_for(colours, installed):

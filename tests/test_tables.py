@@ -10,6 +10,7 @@ import pytest
 
 import envs
 from backbones.artefacts import ArtefactError, exists
+from backbones.pathways import READOUT, RUN, executed
 from envs import shards, tables, tabulate
 from envs.oracles import ROLES
 from envs.planted import planted
@@ -27,6 +28,10 @@ def refusal(*arguments):
     with pytest.raises(SystemExit) as error:
         main([str(argument) for argument in arguments])
     return str(error.value.code)
+
+
+def names(count):
+    return tuple(f"p{p}" for p in range(count))
 
 
 def content(path):
@@ -178,8 +183,8 @@ def test_masks_and_roles_that_were_not_tabulated_are_refused_by_name(table):
 
 
 def test_masks_of_many_pathways_are_found_by_search():
-    masks = table_masks(40, 100)
-    scenario = replace(planted(users=8), pathways=tuple(f"p{p}" for p in range(40)))
+    masks = table_masks(names(40), 100)
+    scenario = replace(planted(users=8), pathways=names(40))
     many = PathwayTable.of("me/Many-v0", scenario, masks, {}, {})
     order = np.random.default_rng(0).permutation(100)
     np.testing.assert_array_equal(many.columns(masks[order]), order)
@@ -210,29 +215,41 @@ def test_a_table_of_another_format_version_is_refused_by_name(table, tmp_path, m
 
 @pytest.mark.parametrize("pathways", [1, 7, 10])
 def test_up_to_ten_pathways_every_mask_is_tabulated(pathways):
-    masks = table_masks(pathways)
+    masks = table_masks(names(pathways))
     np.testing.assert_array_equal(mask_keys(masks), np.arange(2**pathways))
-    np.testing.assert_array_equal(table_masks(pathways, 10**6), masks)
+    np.testing.assert_array_equal(table_masks(names(pathways), 10**6), masks)
 
 
 @pytest.mark.parametrize(("pathways", "count", "expected"), [(11, None, 1024), (7, 9, 9), (7, 100, 100), (50, 60, 60)])
 def test_a_sample_has_the_named_masks_and_is_always_the_same(pathways, count, expected):
-    masks = table_masks(pathways, count)
+    masks = table_masks(names(pathways), count)
     assert len(masks) == expected
     assert (np.diff(mask_keys(masks)) > 0).all()
     named = {0, 2**pathways - 1, *(2**p for p in range(pathways))}
     assert named <= {int(key) for key in mask_keys(masks)}
-    np.testing.assert_array_equal(masks, table_masks(pathways, count))
+    np.testing.assert_array_equal(masks, table_masks(names(pathways), count))
+
+
+@pytest.mark.parametrize(("speaking", "runs", "count"), [(7, 4, None), (9, 3, 4000), (1, 10, 10**3), (6, 5, 100)])
+@pytest.mark.parametrize("readout", [(), (READOUT,)])
+def test_a_sample_of_pathways_that_let_blocks_run_holds_masks_as_they_are_executed(speaking, runs, count, readout):
+    pathways = (*names(speaking), *(f"{name}{RUN}" for name in names(runs)), *readout)
+    masks = table_masks(pathways, count)
+    np.testing.assert_array_equal(executed(pathways, masks), masks)
+    keys = {int(key) for key in mask_keys(masks)}
+    assert len(keys) == len(masks) <= (count or 1024)
+    for wanted in (np.zeros(len(pathways)), np.ones(len(pathways)), *np.eye(len(pathways))):
+        assert int(mask_keys(executed(pathways, wanted.astype(bool)[None]))[0]) in keys
 
 
 def test_impossible_samples_are_refused():
     assert "--masks must be at least 10" in refusal(*PLANTED, "--out", "nowhere", "--masks", 9)
     with pytest.raises(ValueError, match="at most 62 pathways, got 63"):
-        table_masks(63, 100)
+        table_masks(names(63), 100)
 
 
 def test_shards_cover_every_pair_once_and_hold_one_split_each():
-    scenario, masks = planted(users=400), table_masks(8)
+    scenario, masks = planted(users=400), table_masks(names(8))
     seen = np.zeros((400, 256), dtype=int)
     for shard in cut(scenario, masks):
         assert len(shard.users) <= shards.USERS and len(shard.columns) <= shards.MASKS
@@ -243,7 +260,7 @@ def test_shards_cover_every_pair_once_and_hold_one_split_each():
 
 
 def test_the_adaptations_that_are_announced_are_those_that_happen(digits):
-    live, masks = live_oracle(digits[1]), table_masks(7, 9)
+    live, masks = live_oracle(digits[1]), table_masks(names(7), 9)
     for shard in [s for s in cut(digits[1], masks) if s.start == 0]:
         before = live.adaptations
         measured(live, shard, masks)

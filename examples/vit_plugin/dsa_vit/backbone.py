@@ -12,6 +12,7 @@ from torch.nn import functional
 from torchvision.models import VisionTransformer, get_model
 from torchvision.models.vision_transformer import EncoderBlock
 
+from backbones.artefacts import ArtefactError
 from backbones.base import Backbone, Hidden, PopulationModel
 from backbones.images import as_images, normalised
 
@@ -78,13 +79,21 @@ def vit_b_16(weights: str | None = "DEFAULT") -> PopulationModel:
     Args:
         weights: a name of torchvision's official weights, downloaded on first use; or the path of a file that holds such a
             ``state_dict``; or None for random ones.
+
+    Raises:
+        ArtefactError: if the weights are unknown, cannot be downloaded or do not fit; commands report it without a traceback.
     """
     local = weights is not None and Path(weights).is_file()
-    with torch.random.fork_rng(devices=[]):  # random weights are the same whenever they are made
-        torch.manual_seed(0)
-        network = get_model("vit_b_16", weights=None if local else weights)
-    if local:
-        network.load_state_dict(torch.load(str(weights), weights_only=True, map_location="cpu"))
+    try:
+        with torch.random.fork_rng(devices=[]):  # random weights are the same whenever they are made
+            torch.manual_seed(0)
+            network = get_model("vit_b_16", weights=None if local else weights)
+        if local:
+            network.load_state_dict(torch.load(str(weights), weights_only=True, map_location="cpu"))
+    except Exception as error:  # unpickling and torchvision have errors of their own
+        raise ArtefactError(
+            f"{weights} is no usable file or name of weights of vit_b_16 ({error!r}); give another, or None for random ones."
+        ) from error
     return PopulationModel(ViT(network), network.heads.head.weight, network.heads.head.bias)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.models import VisionTransformer, ViT_B_16_Weights
 
 from backbones import make_backbone
+from backbones.artefacts import ArtefactError
 from backbones.base import Hidden, PopulationModel
 from backbones.images import MEAN, STD
 from backbones.pathways import make_pathways
@@ -104,3 +105,12 @@ def test_weights_come_from_a_local_file_or_by_name(network, tmp_path, monkeypatc
     torch.testing.assert_close(vit_b_16(str(file))(images), network(images).detach(), atol=1e-5, rtol=1e-5)
     vit_b_16()
     assert asked == [("vit_b_16", None), ("vit_b_16", "DEFAULT")]
+
+
+def test_weights_that_are_unknown_or_do_not_fit_are_told_without_a_traceback(tmp_path):
+    """Neither by name nor as a file."""
+    with pytest.raises(ArtefactError, match="NO_SUCH is no usable file or name of weights of vit_b_16"):
+        vit_b_16("NO_SUCH")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ArtefactError, match=r"other\.pth is no usable file"):
+        vit_b_16(str(tmp_path / "other.pth"))
