@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from agents.checkpoint import choose_masks, choose_plans, save_checkpoint, save_policy
 from envs.core import PathwaySelection
 from envs.cost_weights import CostWeight
-from envs.oracles import Plans
+from envs.oracles import Outcome, Plans
 from envs.rendering import gates_as_image
 from envs.rules import Rules
 from envs.scenario import Scenario
@@ -92,6 +92,10 @@ class DualAscent(BaseCallback):
         weight = max(0.0, self.core.cost_weight.low + self.rate * (float(active) - self.target))
         self.core.cost_weight = CostWeight(weight, weight)
         self.logger.record("train_users/cost_weight", weight)
+
+
+Evaluated = tuple[dict[str, float], Outcome, Plans]
+"""Figures, outcome and last masks ``[U, P]`` of val users at one cost weight."""
 
 
 class BestOnVal(BaseCallback):
@@ -188,6 +192,8 @@ class BestOnVal(BaseCallback):
         if self.best is None or distance != self.best_distance:
             return self.best is None or distance < self.best_distance
         gain = rewards - self.best
+        if self.margin and len(gain) < 2:
+            return False  # one val user says nothing of how far a gain is chance
         return bool(gain.mean() > self.margin * gain.std() / len(gain) ** 0.5)
 
     def evaluate_and_save(self) -> None:
@@ -197,7 +203,7 @@ class BestOnVal(BaseCallback):
         for weight, (figures, _, _) in zip(weights, found, strict=True):
             for name, value in figures.items():
                 self.logger.record(f"val_users/{name}" + (f"_at_{weight:g}" if len(weights) > 1 else ""), value)
-        rewards = np.mean([outcome for _, outcome, _ in found], axis=0)
+        rewards = np.mean([found[i][1].reward(weight) for i, weight in enumerate(weights)], axis=0)
         if len(weights) > 1:
             self.logger.record("val_users/reward", float(rewards.mean()))
         masks = found[len(found) // 2][2]
@@ -217,8 +223,8 @@ class BestOnVal(BaseCallback):
         self.scenario.save()
         save_checkpoint(self.folder / "checkpoint", self.model, self.average, self.core, self.state())
 
-    def _evaluate(self, weight: float) -> tuple[dict[str, float], NDArray[np.float64], Plans]:
-        """Figures, rewards ``[U]`` and last masks ``[U, P]`` of val users at one cost weight."""
+    def _evaluate(self, weight: float) -> Evaluated:
+        """Figures, outcome and last masks ``[U, P]`` of val users at one cost weight."""
         users = self.scenario.users("val")
         plans = choose_plans(self.average, self.scenario, users, self.rules, weight)
         outcome, masks = self.scenario.oracle.evaluate(users, plans, "query"), plans[:, -1]
@@ -231,19 +237,16 @@ class BestOnVal(BaseCallback):
             "reward_spread": float(rewards.std()),
             "distinct_masks": len(np.unique(masks, axis=0)),
         }
-        return figures, rewards, masks
+        return figures, outcome, masks
 
-    def _keep_if_better(
-        self, found: list[tuple[dict[str, float], NDArray[np.float64], Plans]], rewards: NDArray[np.float64]
-    ) -> None:
-        distance = 0.0
+    def _keep_if_better(self, found: list[Evaluated], rewards: NDArray[np.float64]) -> None:
+        worth, distance = rewards, 0.0
         if self.target is not None:
-            figures, rewards, _ = found[0]
+            figures, outcome, _ = found[0]
             distance = max(0.0, abs(figures["active_fraction"] - self.target) - self.NEAR)
-            # Mean accuracy: the weight moves, so that the reward is no yardstick.
-            rewards = rewards + self.core.cost_weight.low * figures["cost"]
-        if self._is_better(rewards, distance):
-            self.best, self.best_distance = rewards, distance
+            worth = outcome.accuracy  # the weight moves, so that the reward is no yardstick
+        if self._is_better(worth, distance):
+            self.best, self.best_distance = worth, distance
             facts = {
                 "val_reward": float(rewards.mean()),
                 "at": self.num_timesteps,

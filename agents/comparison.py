@@ -33,6 +33,7 @@ EXTRA = ("support_search", "ppo_all_labels")
 SIMPLE = ("intercept", "item_covariance")
 """Rivals that choose no mask (:mod:`agents.simple`), where the population admits them."""
 RANDOM_DRAWS = SHUFFLES = 10
+ONE = "one user says nothing of others"
 ALONE = "masks can be dealt out only among two users or more"
 
 
@@ -158,7 +159,10 @@ def conclude(runs: Sequence[Mapping[str, NDArray[np.float64]]]) -> Conclusions:
     """Draw conclusions from per-user rewards ``[U]`` by method, one mapping per seed."""
     by = {name: [run[name] for run in runs] for name in runs[0]}
     gap = GapClosed(None, None, "validation_search was not run (search: false)")
-    if "validation_search" in by:
+    users = sum(len(rewards) for rewards in by["ppo"])
+    if users < 2:
+        gap = GapClosed(None, None, ONE)
+    elif "validation_search" in by:
         gap = gap_closed(by["ppo"], by["best_static"], by["validation_search"])
     dealt = paired_difference(by["ppo"], by["shuffled"]) if "shuffled" in by else None
     return Conclusions(paired_difference(by["ppo"], by["best_static"]), dealt, gap)
@@ -168,11 +172,13 @@ def summarise(found: Mapping[str, Result], cost_weight: float) -> dict[str, Any]
     """The ``test`` part of ``summary.json``."""
     done = conclude([{name: result.reward(cost_weight) for name, result in found.items()}])
 
+    users = len(found["ppo"].accuracy)
+
     def difference(interval: Interval) -> dict[str, Any]:
-        return {"reward": interval.mean, "ci95": [interval.low, interval.high]}
+        return {"reward": interval.mean, "ci95": [interval.low, interval.high] if users > 1 else None}
 
     return {
-        "n_users": len(found["ppo"].accuracy),
+        "n_users": users,
         "methods": {name: found[name].summary(cost_weight) for name in METHODS if name in found},
         "equal_labels": {name: found[name].summary(cost_weight) for name in EXTRA if name in found},
         "simple": {name: found[name].summary(cost_weight) for name in SIMPLE if name in found},
@@ -205,6 +211,9 @@ def _sentences(test: Mapping[str, Any]) -> list[str]:
     for key, rival in (("ppo_minus_best_static", "best_static"), ("ppo_minus_shuffled", "shuffled")):
         if test[key] is None:
             out.append(f"ppo - {rival}: not defined, {test[f'{key}_reason']}")
+            continue
+        if test[key]["ci95"] is None:
+            out.append(f"ppo - {rival}: {test[key]['reward']:+.4f}, no interval: {ONE}")
             continue
         low, high = test[key]["ci95"]
         verdict = "above" if low > 0 else "below" if high < 0 else "no difference shown"

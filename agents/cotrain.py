@@ -5,7 +5,7 @@ the present initialisation, and then the initialisation goes on learning with ea
 chooses for them, among the usual ones, so that policy and adapters fit each other.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,9 @@ def cotrain(config: RunConfig, folder: Path, device: str = "cpu", progress: bool
         scenario = config.scenario(folder, turn - 1)
         if scenario.sent is not None:
             raise ValueError("every turn would have devices send again what they sent: leave out local_epsilon, or cotrain.")
-        init = take_turn(config, scenario, folder / f"cotrain-{turn}", meta_config(config), device, progress)
-        save_init(path, init, init_facts(scenario.data))
+        steps = meta_config(config)
+        init = take_turn(config, scenario, folder / f"cotrain-{turn}", steps, device, progress)
+        save_init(path, init, {**init_facts(scenario.data), **asdict(steps)})
         forget_scenarios()  # the next one has a model and frozen states of its own
 
 

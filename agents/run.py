@@ -29,6 +29,13 @@ PPO_TYPES: dict[str, Any] = {
 }
 """Arguments of SB3's PPO that may be set, and their types."""
 PPO_SETTINGS = frozenset(PPO_TYPES)
+GATING_TYPES: dict[str, Any] = {
+    "hidden": int,
+    "initial_logit": float,
+    "max_active": int | None,
+    "optimizer_kwargs": dict[str, Any],
+}
+"""``policy_kwargs`` of :class:`agents.policies.GatingPolicy`, and their types; of SB3's others it would heed none."""
 OTHER_SETTINGS = frozenset(
     {"average", "warm_start", "search", "n_envs", "total_timesteps", "eval_freq", "policy", "policy_kwargs"}
 )
@@ -76,6 +83,7 @@ class RunConfig:
         if self.policy not in POLICIES:
             raise ValueError(f"unknown policy {self.policy!r}. {did_you_mean(self.policy, POLICIES)}")
         self._check_numbers()
+        self._check_ppo()
         self._check_rules(self.rules)
         check_arguments(*self.scenario_arguments())
 
@@ -96,6 +104,28 @@ class RunConfig:
             raise ValueError(f"average must be at least 0 and below 1, got {self.average}.")
         if self.target_active is not None and not 0 < self.target_active <= 1:
             raise ValueError(f"target_active is a share of the pathways, above 0 and at most 1; got {self.target_active}.")
+
+    def _check_ppo(self) -> None:
+        """What SB3 would refuse late or not at all."""
+        for name in ("clip_range", "max_grad_norm"):
+            if self.ppo.get(name, 1.0) <= 0:
+                raise ValueError(f"{name} must be above 0, got {self.ppo[name]}: nothing would be learned.")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= self.ppo.get(name, 1.0) <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {self.ppo[name]}.")
+        few = min(self.ppo.get("batch_size", 64), self.n_envs * self.ppo.get("n_steps", 2048))
+        if few < 2 and self.ppo.get("normalize_advantage", True):
+            raise ValueError(
+                "one step per batch has no spread to normalise advantages by: raise batch_size (or n_envs, n_steps) to 2 or "
+                "more, or give normalize_advantage:false."
+            )
+        if self.policy == "GatingPolicy":
+            check_types(GATING_TYPES, self.policy_kwargs, "policy_kwargs")
+            for name in self.policy_kwargs:
+                if name not in GATING_TYPES:
+                    raise ValueError(f"GatingPolicy takes no {name!r}. {did_you_mean(name, GATING_TYPES)}")
+            if self.policy_kwargs.get("hidden", 1) < 1:
+                raise ValueError(f"hidden must be at least 1, got {self.policy_kwargs['hidden']}.")
 
     def _check_rules(self, rules: Rules) -> None:
         """What does not go with the policy, or with what an episode consists of."""

@@ -5,6 +5,7 @@ table on test users. ``python -m agents.train_ppo --help`` lists the flags, the 
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -116,7 +117,7 @@ def read_settings(args: argparse.Namespace) -> RunConfig:
         cotrain=args.cotrain,
         ppo=ppo,
         env_kwargs=whole_paths({**given(args), **cost, **parse_pairs(args.env_kwargs, "--env-kwargs")}),
-        tensorboard_log=None if args.tensorboard_log is None else str(args.tensorboard_log),
+        tensorboard_log=None if args.tensorboard_log is None else os.path.abspath(args.tensorboard_log),
         **settings,
     )
 

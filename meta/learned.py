@@ -1,5 +1,6 @@
 """Meta-initialisations learned or loaded: for a population, by a configuration, in a folder."""
 
+import fcntl
 import secrets
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -136,9 +137,12 @@ def learned_init(
 def _salt(folder: Path) -> str:
     """A secret of the folder, so that names in it do not tell of whose data they are."""
     path = folder / "salt"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(16).encode(), mode=0o600)
-    return path.read_text()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".salt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two programs that begin together share one
+        if not path.exists():
+            write_atomically(path, secrets.token_hex(16).encode(), mode=0o600)
+        return path.read_text()
 
 
 def _shrunk(

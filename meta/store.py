@@ -13,6 +13,8 @@ NAMES = {"model": "another population model", "train_users": "other train users"
 """How a fact that differs is put to the reader."""
 UNSAID = {"train_users": "unsaid: learned under differential privacy"}
 """What a private start says of its train users instead of their hash, against which a guess at their data could be checked."""
+USUAL = {"gates": "adapters", "rate_scale": 1}
+"""Facts that are said only where they are others."""
 TAKEN_OUT = {"train_users": "unsaid: users were taken out of it"}
 """What a patched start says: who stays is known when their data is read again."""
 
@@ -45,6 +47,7 @@ def load_init(path: Path, facts: Mapping[str, Any]) -> MetaInit:
     """
     tensors, found = load_artefact(path, KIND)
     unsaid = [said[name] for said in (UNSAID, TAKEN_OUT) for name in said]
+    facts, found = {**USUAL, **facts}, {**USUAL, **found}
     told = [name for name in facts if found.get(name) not in unsaid]
     wrong = [_difference(name, facts[name], found.get(name)) for name in told if found.get(name) != facts[name]]
     if wrong:

@@ -102,10 +102,22 @@ def add_privacy_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--public-model", action="store_true", help="the population model's fitting examples are public")
 
 
+PRIVACY_FLAGS = ("epsilon", "delta", "clip", "noise", "noise_seed", "public_model")
+
+
 def promised(args: argparse.Namespace) -> Privacy:
     """What the flags promise. Raises ``ValueError`` for values out of range, ``ImportError`` without the accountant."""
     check_installed()
-    return Privacy(args.epsilon, args.delta, args.clip, args.noise, args.noise_seed, args.public_model)
+    return Privacy(**{name: getattr(args, name) for name in PRIVACY_FLAGS})
+
+
+def check_private(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for a flag of privacy without ``--private``: what is learned would be promised nothing."""
+    usual = parse([])
+    idle = [name for name in PRIVACY_FLAGS if not args.private and getattr(args, name) != getattr(usual, name)]
+    if idle:
+        flag = f"--{idle[0].replace('_', '-')}"
+        raise ValueError(f"without --private nothing is private, and {flag} does nothing: add --private, or leave out {flag}.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -114,6 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.num_threads)
     show_log()
     try:
+        check_private(args)
         privacy = promised(args) if args.private else None
         config = MetaConfig(users=args.users_per_step, **{name: getattr(args, name) for name in SETTINGS})
         where = {"users": "digits", "backbone": "resnet-small", "placement": "inline", **given(args)}

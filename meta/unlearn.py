@@ -32,7 +32,7 @@ from meta.train import check, report
 from meta.trainer import MetaConfig
 from meta.unlearning import KIND, Unlearning, plainly, unlearned
 from users.batch import Part, Prepared
-from users.duplicates import content
+from users.duplicates import contents
 
 FORGOTTEN, TAUGHT_BY = "forgotten", "taught_by_val_users"
 """The facts by which a patched start says how many it was patched for (who they were is in no file), and which val users
@@ -170,6 +170,7 @@ def staying(data: Prepared, ids: Sequence[str]) -> list[int]:
 def check_apart(data: Prepared, ids: Sequence[str]) -> None:
     """Raise ``ValueError`` if a val user, who would teach the patch, has exactly the examples of somebody who leaves."""
     leave = {*ids}
+    content = contents(data.population.items)
     gone = {content(user): user.user_id for user in data.population.train if user.user_id in leave}
     for user in data.population.val:
         if twin := gone.get(content(user)):

@@ -182,6 +182,8 @@ def test_a_turn_makes_another_initialisation_by_way_of_a_policy(run, config):
     before, after = config.scenario(run, 0).oracle.live.init, init_at(run / "meta-1")
     assert {*before.weights} == {*after.weights}
     assert any(not torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
+    said = load_artefact(run / "meta-1", "meta-initialisation")[1]
+    assert (said["algorithm"], said["inner_steps"]) == (meta_config(config).algorithm, meta_config(config).inner_steps)
     assert load_artefact(run / "cotrain-1" / "checkpoint", "training checkpoint")[1]["num_timesteps"] == 128
     assert load_artefact(run / "checkpoint", "training checkpoint")[1]["num_timesteps"] == 256
 

@@ -34,6 +34,7 @@ from tests import tastes
 from tests.broken_rounds import NoisyPieces, OverTheDrawn, Quiet, Shuffled, Unclipped
 from users.base import Examples, Population, User
 from users.duplicates import duplicates
+from users.items import TensorItems, TextItems
 
 FEW = ["train_users:40", "val_users:4", "test_users:4", "pretrain_epochs:1"]
 
@@ -490,6 +491,30 @@ def test_one_person_under_two_ids_is_found_whatever_the_order_and_the_roles():
         check_covered(people, Privacy(), "fomaml")
     with pytest.raises(ValueError, match=r"\('ann' and 'ann2'\).* and none for whoever is a val user too"):
         check_covered(replace(people, train=[ann, nearly], val=[again]), Privacy(), "fomaml")
+
+
+@pytest.mark.parametrize("make", [TensorItems, lambda values: TextItems(tuple(str(row.tolist()) for row in values))])
+def test_one_person_under_two_ids_is_found_where_examples_are_positions_among_items(make):
+    values = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    items = make(torch.cat([values, values[:6]]))  # the first six once more, at places of their own
+
+    def at(name, first):
+        return User(name, *(Examples(torch.arange(first + n, first + n + 2), torch.tensor([0, 1])) for n in (0, 2, 4)))
+
+    people = Population("p", 2, [at("ann", 0), at("bob", 6)], [at("ann2", 12)], [person_at("t")], items=items)
+    assert [*duplicates(people, "train", "val")] == [("ann", "ann2")] and not [*duplicates(people, "train")]
+
+
+def person_at(name):
+    return User(name, *(Examples(torch.tensor([9 + n]), torch.tensor([0])) for n in range(3)))
+
+
+@pytest.mark.parametrize("flag", [("--epsilon", "1"), ("--noise", "2"), ("--public-model",), ("--noise-seed", "3")])
+def test_a_promise_without_private_is_refused_before_anything_is_learned(flag, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        train.main([*flag, "--out", str(tmp_path)])
+    assert f"without --private nothing is private, and {flag[0]} does nothing: add --private" in str(error.value.code)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_command_prints_what_was_spent(tmp_path, capsys):

@@ -316,3 +316,17 @@ def test_the_table_and_the_summary_show_the_same_numbers(digits, compared):
         assert test["methods"][name]["reward"] == pytest.approx(reward)
     numbers = [int(line.split("|")[2]) for line in group_table(digits, found).splitlines()[2:]]
     assert sum(numbers) == 4
+
+
+def test_of_one_user_alone_nothing_is_concluded(compared):
+    arrays = ("accuracy", "cost", "active_fraction", "masks")
+    one = {
+        name: replace(result, **{field: getattr(result, field)[:1] for field in arrays})
+        for name, result in compared[0].items()
+        if name != "shuffled"
+    }
+    test = summarise(one, 0.1)
+    assert test["ppo_minus_best_static"]["ci95"] is None and test["gap_closed"] is None
+    text = table(test, 0.1)
+    assert "no interval: one user says nothing of others" in text
+    assert "gap closed: not defined, one user says nothing of others" in text

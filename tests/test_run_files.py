@@ -74,6 +74,11 @@ def test_the_first_policy_is_kept_whatever_it_is_worth():
         assert judge(margin, None)._is_better(np.array([-1.0, -2.0]), 0.0)
 
 
+def test_one_val_user_says_nothing_of_how_far_a_gain_is_chance():
+    assert not judge(1.0, np.array([0.5]))._is_better(np.array([0.9]), 0.0)
+    assert judge(0.0, np.array([0.5]))._is_better(np.array([0.9]), 0.0)
+
+
 @pytest.mark.parametrize(("factor", "kept"), [(0.9, False), (0.999, False), (1.001, True)])
 def test_a_margin_keeps_what_is_better_by_more_than_so_many_standard_errors_of_the_difference(factor, kept):
     best = np.array([0.1, 0.9, 0.4, 0.6])

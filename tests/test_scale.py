@@ -348,6 +348,9 @@ def test_an_initialisation_for_something_else_is_refused(tiny, fact, said):
     with pytest.raises(ArtefactError, match=said) as raised:
         load_init(folder / fact, init_facts(data))
     assert str(raised.value).count("here") == 1
+    save_init(folder / "exits", start(data.pathways), {**init_facts(data), "gates": "exit"})
+    with pytest.raises(ArtefactError, match=r"another gates \(gates exit, here adapters\)"):
+        load_init(folder / "exits", init_facts(data))
     save_init(folder / "nothing", start(data.pathways), {})
     with pytest.raises(ArtefactError, match=f"{fact} not stated"):
         load_init(folder / "nothing", init_facts(data))

@@ -144,6 +144,10 @@ class Population:
 
     def _check(self, examples: Examples, whose: str) -> None:
         labels, places = examples.labels, examples.inputs
+        if labels.ndim != 1 or len(labels) != len(places):
+            raise ValueError(
+                f"{whose} labels of shape {[*labels.shape]} for {len(places)} inputs; give every input one class index."
+            )
         _check_single(places, whose, "inputs")
         if labels.dtype != torch.int64:
             raise ValueError(f"{whose} labels of {labels.dtype}; give class indices in int64: convert integers with .long().")

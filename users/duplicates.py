@@ -1,7 +1,8 @@
 """One person under two ids: a promise to users is worth half to them, and equal examples give them away."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from users.base import ROLES, Population, User
+from users.items import Items
 
 SHOWN = 3
 """Pairs that an error names."""
@@ -17,6 +19,7 @@ SHOWN = 3
 def duplicates(population: Population, *splits: str) -> Iterator[tuple[str, str]]:
     """Pairs of users of some splits who have exactly the same examples, in whatever roles and order."""
     seen: dict[bytes, str] = {}
+    content = contents(population.items)
     each, total = [getattr(population, split) for split in splits], sum(len(getattr(population, split)) for split in splits)
     bar = tqdm(chain(*each), desc="looking for users with the same examples", unit="user", total=total, disable=total < 2_000)
     for user in bar:
@@ -25,16 +28,33 @@ def duplicates(population: Population, *splits: str) -> Iterator[tuple[str, str]
             yield known, user.user_id
 
 
-def content(user: User) -> bytes:
-    """A digest of all of a user's examples that does not depend on their roles and their order."""
-    parts = [getattr(user, role) for role in ROLES]
-    rows = sorted(one for part in parts for one in map(_row, part.inputs, part.labels))
-    return hashlib.sha256(b"".join(rows)).digest()
+def contents(items: Items | None) -> Callable[[User], bytes]:
+    """A function that digests all of a user's examples, whatever their roles and their order.
+
+    Args:
+        items: what users' inputs are positions in: two positions may hold the same, and are read once each. None: inputs are
+            the examples.
+    """
+
+    @cache
+    def item(place: int) -> bytes:
+        assert items is not None
+        return items.part([place]).fingerprint().encode()
+
+    def row(given: Tensor, label: Tensor) -> bytes:
+        shown = _bytes(given) if items is None else item(int(given))
+        return hashlib.sha256(shown + label.numpy().tobytes()).digest()
+
+    def content(user: User) -> bytes:
+        parts = [getattr(user, role) for role in ROLES]
+        rows = sorted(one for part in parts for one in map(row, part.inputs, part.labels))
+        return hashlib.sha256(b"".join(rows)).digest()
+
+    return content
 
 
-def _row(item: Tensor, label: Tensor) -> bytes:
-    both = item.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() + label.numpy().tobytes()
-    return hashlib.sha256(both).digest()
+def _bytes(example: Tensor) -> bytes:
+    return example.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def check_duplicates(population: Population, *splits: str) -> None:
