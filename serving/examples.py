@@ -50,8 +50,6 @@ def ready(backbone: Backbone, inputs: Any) -> Tensor:
         raise ValueError(f"inputs look like {_described(found)}: there is nothing in them.")
     if not found.is_floating_point():
         return found
-    if backbone.channel_axis == 1 and found.shape[1] != reference.shape[1]:
-        raise ValueError(f"images have {found.shape[1]} channels and the model reads {reference.shape[1]}; convert them.")
     found = found.float()
     if not found.isfinite().all():
         raise ValueError("inputs are NaN or infinite; remove or impute those examples.")
