@@ -203,7 +203,7 @@ class BestOnVal(BaseCallback):
         for weight, (figures, _, _) in zip(weights, found, strict=True):
             for name, value in figures.items():
                 self.logger.record(f"val_users/{name}" + (f"_at_{weight:g}" if len(weights) > 1 else ""), value)
-        rewards = np.mean([found[i][1].reward(weight) for i, weight in enumerate(weights)], axis=0)
+        rewards = np.mean([outcome.reward(weight) for weight, (_, outcome, _) in zip(weights, found, strict=True)], axis=0)
         if len(weights) > 1:
             self.logger.record("val_users/reward", float(rewards.mean()))
         masks = found[len(found) // 2][2]

@@ -1,7 +1,8 @@
 """Meta-initialisations learned or loaded: for a population, by a configuration, in a folder."""
 
-import fcntl
+import os
 import secrets
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import rmtree
@@ -137,12 +138,14 @@ def learned_init(
 def _salt(folder: Path) -> str:
     """A secret of the folder, so that names in it do not tell of whose data they are."""
     path = folder / "salt"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".salt.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two programs that begin together share one
-        if not path.exists():
-            write_atomically(path, secrets.token_hex(16).encode(), mode=0o600)
-        return path.read_text()
+    if not path.exists():
+        secret = secrets.token_hex(16)
+        own = path.with_name(f"salt-{secret[:8]}")
+        write_atomically(own, secret.encode(), mode=0o600)
+        with suppress(FileExistsError):  # of two programs that begin together the first one's is both's
+            os.link(own, path)
+        own.unlink()
+    return path.read_text()
 
 
 def _shrunk(
