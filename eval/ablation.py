@@ -13,7 +13,8 @@ import numpy as np
 
 from agents.checkpoint import POLICY
 from backbones.artefacts import load_artefact
-from eval.headline import FURTHER, finished, write_between_markers
+from eval.headline import FURTHER, finished
+from eval.pages import write_between_markers
 from users.embedding import DEFAULT, PARTS
 
 BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"

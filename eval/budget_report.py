@@ -1,7 +1,7 @@
 """The tables of ``eval.budgets``: one policy for every budget beside separate ones, static masks and searches per user."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from eval.adaptations import BUDGET, POLICY_ADAPTATIONS, Spending, needed, paid_
 from eval.fronts import WEIGHTS
 from eval.headline import Rewards, gap_text, pooled_over_weights, text_of
 from eval.pareto import WORST_COST, Band, Points, hypervolume, mean_points
+from eval.people import People, unit_of
 
 RANGE = f"uniform:{min(WEIGHTS):g}:{max(WEIGHTS):g}"
 """Cost weights that the one policy learns from and is shown."""
@@ -42,6 +43,7 @@ class Measured:
         static: ``[L, U, 2]``, static masks of every price and size.
         spent: what the policy and searches make of adaptations.
         training: adaptations that the one policy was trained with.
+        people: who the test users are, if they are real people.
     """
 
     found: dict[float, dict[str, Result]]
@@ -49,6 +51,36 @@ class Measured:
     static: Points
     spent: Spending
     training: int
+    people: tuple[str, ...] | None = None
+
+
+def by_person(seeds: Sequence[Measured]) -> Sequence[Measured]:
+    """Seeds of the same real people as one, of everybody's means; simulated users stay, others in every seed."""
+    names = [seed.people for seed in seeds if seed.people is not None]
+    if not names:
+        return seeds
+    everybody, first = People(names), seeds[0]
+
+    def result(weight: float, method: str) -> Result:
+        each = [seed.found[weight][method] for seed in seeds]
+        accuracy, cost, on = (
+            everybody.mean([getattr(one, name) for one in each]) for name in ("accuracy", "cost", "active_fraction")
+        )
+        return replace(each[0], accuracy=accuracy, cost=cost, active_fraction=on)
+
+    return [
+        Measured(
+            {weight: {method: result(weight, method) for method in of} for weight, of in first.found.items()},
+            {name: everybody.mean([seed.points[name] for seed in seeds], axis=1) for name in first.points},
+            everybody.mean([seed.static for seed in seeds], axis=1),
+            Spending(
+                everybody.mean([seed.spent.policy for seed in seeds]),
+                {name: everybody.mean([seed.spent.searches[name] for seed in seeds], axis=1) for name in first.spent.searches},
+            ),
+            round(float(np.mean([seed.training for seed in seeds]))),
+            tuple(everybody.names),
+        )
+    ]
 
 
 def method_table(seeds: Sequence[Measured]) -> list[str]:
@@ -154,14 +186,14 @@ def payback_sentence(seeds: Sequence[Measured]) -> str:
     return f"The policy took {training:,} adaptations to train and {POLICY_ADAPTATIONS} per new user; {clause}."
 
 
-def report(seeds: Sequence[Measured], band: Band, command: str) -> str:
-    """The whole text between the markers."""
+def report(seeds: Sequence[Measured], band: Band, count: int, command: str) -> str:
+    """The whole text between the markers, of what :func:`by_person` made of ``count`` seeds."""
     first = next(iter(seeds[0].found.values()))["ppo"]
     lead = (
-        f"{len(seeds)} seeds, {len(first.accuracy)} test users each; 95 % paired bootstrap intervals, users within seeds. `one "
-        f"policy` learned from cost weights drawn from {min(WEIGHTS):g} to {max(WEIGHTS):g} and is shown the one at hand; "
-        "`separate policies` are trained for one weight each. `on`: share of pathways; `random` has the one policy's mean "
-        f"cost. Written by `{command}`."
+        f"{count} seeds, {len(first.accuracy)} test users each; 95 % paired bootstrap intervals, "
+        f"{unit_of(seeds[0].people is None)}. `one policy` learned from cost weights drawn from {min(WEIGHTS):g} to "
+        f"{max(WEIGHTS):g} and is shown the one at hand; `separate policies` are trained for one weight each. `on`: share of "
+        f"pathways; `random` has the one policy's mean cost. Written by `{command}`."
     )
     volumes = (
         f"Hypervolume of mean cost and accuracy (reference: cost {WORST_COST:g}, accuracy of all_off) over the cost weights "

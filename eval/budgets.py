@@ -27,10 +27,11 @@ from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.adaptations import spending
 from eval.budget_pictures import draw_front, draw_spending
-from eval.budget_report import RANGE, SPENDING_WEIGHT, Measured, report, search_curves
+from eval.budget_report import RANGE, SPENDING_WEIGHT, Measured, by_person, report, search_curves
 from eval.fronts import WEIGHTS, for_everybody, measured, random_points, static_masks
-from eval.headline import FURTHER, finished, write_between_markers
-from eval.pareto import Points, mean_points, simultaneous_band
+from eval.headline import FURTHER, finished
+from eval.pages import write_between_markers
+from eval.pareto import Band, Points, mean_points, simultaneous_band
 from meta.arguments import add_num_threads
 
 BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
@@ -86,7 +87,7 @@ def measure_seed(root: Path, env: str, seed: int, extra: Sequence[str]) -> Measu
     }
     static = measured(scenario, users, for_everybody(static_masks(scenario, seed), users))
     spent = spending(scenario, lambda u: one(u, SPENDING_WEIGHT), SPENDING_WEIGHT, seed)
-    return Measured(found, points, static, spent, training_adaptations(config, scenario))
+    return Measured(found, points, static, spent, training_adaptations(config, scenario), scenario.people("test"))
 
 
 def on_its_adapters(folder: Path, config: RunConfig, extra: Sequence[str]) -> list[str]:
@@ -140,6 +141,11 @@ def _rival_points(scenario: Scenario, seed: int, search: bool) -> dict[str, Poin
     return found
 
 
+def band_of(seeds: Sequence[Measured]) -> Band:
+    """The one policy's front less that of static masks."""
+    return simultaneous_band([seed.points["one policy"] for seed in seeds], [seed.static for seed in seeds])
+
+
 def draw(seeds: Sequence[Measured], env: str, out: Path) -> Path:
     """Both pictures, the second named like the first with ``-adaptations``; returns its path."""
     points = {name: mean_points([seed.points[name] for seed in seeds]) for name in seeds[0].points if name != "best_static"}
@@ -176,8 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
     training = ["--num-threads", str(args.num_threads), *extra]
     try:
         seeds = [measure_seed(args.runs, args.env, seed, training) for seed in range(args.seeds)]
-        band = simultaneous_band([seed.points["one policy"] for seed in seeds], [seed.static for seed in seeds])
-        text = report(seeds, band, _command(args, extra))
+        counted = by_person(seeds)
+        text = report(counted, band_of(counted), len(seeds), _command(args, extra))
         print(text)
         if args.figure:
             print(f"wrote {args.figure} and {draw(seeds, args.env, args.figure)}")

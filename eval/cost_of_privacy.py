@@ -26,7 +26,8 @@ from backbones.artefacts import ArtefactError, cache_key, load_artefact, write_a
 from envs.modelled import scenario_from
 from envs.rules import Rules
 from envs.scenario import Scenario
-from eval.headline import text_of, write_between_markers
+from eval.headline import text_of
+from eval.pages import write_between_markers
 from meta.accountant import Accountant, BudgetError, Round, noise_for, usual_delta
 from meta.arguments import add_num_threads, show_log
 from meta.inner import MetaInit

@@ -22,7 +22,8 @@ from agents.comparison import EXTRA, METHODS, SIMPLE, conclude
 from agents.run import RunConfig
 from agents.train_ppo import main as train_ppo
 from agents.train_ppo import parse, read_settings
-from backbones.artefacts import write_atomically
+from eval.pages import write_between_markers
+from eval.people import People, unit_of
 
 FURTHER = "Further flags (-P, -n, --env-kwargs, --num-threads, ...) go on to agents.train_ppo, whose --help lists them."
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -59,25 +60,15 @@ def read_run(folder: Path) -> Read:
     return run, np.array([row["group"] for row in rows]), [row["user"] for row in rows]
 
 
-def unit_of(simulated: bool) -> str:
-    """Over what intervals are, in words."""
-    return "users within seeds" if simulated else "real people, averaged over seeds"
-
-
 def by_person(seeds: Sequence[Read]) -> Read:
     """Runs on the same real people as one: of everybody, who counts once, the mean over the seeds in which they are."""
-    people = sorted({name for _, _, names in seeds for name in names})
-    place = {name: number for number, name in enumerate(people)}
-    at = [np.array([place[name] for name in names]) for _, _, names in seeds]
-    times = sum(np.bincount(each, minlength=len(people)) for each in at)
-
-    def averaged(method: str, field: str) -> NDArray[np.float64]:
-        values = [np.bincount(each, run[method][field], len(people)) for each, (run, _, _) in zip(at, seeds, strict=True)]
-        return np.sum(values, axis=0) / times
-
+    everybody = People([names for _, _, names in seeds])
     groups = {name: group for _, of_run, names in seeds for name, group in zip(names, of_run.tolist(), strict=True)}
-    run = {method: {field: averaged(method, field) for field in fields} for method, fields in seeds[0][0].items()}
-    return run, np.array([groups[name] for name in people]), people
+    run = {
+        method: {field: everybody.mean([run[method][field] for run, _, _ in seeds]) for field in fields}
+        for method, fields in seeds[0][0].items()
+    }
+    return run, np.array([groups[name] for name in everybody.names]), everybody.names
 
 
 def across(runs: Sequence[Run], method: str, field: str) -> list[NDArray[np.float64]]:
@@ -189,21 +180,6 @@ def report(folders: dict[float, list[Path]], command: str) -> str:
     return "\n\n".join([lead, *("\n".join(block) for block in blocks)])
 
 
-def page_with_markers(path: Path, begin: str = BEGIN, end: str = END) -> str:
-    """What the page says. Raises ``ValueError`` if it lacks the markers, ``OSError`` if there is none."""
-    page = path.read_text()
-    if end not in page.partition(begin)[2]:
-        raise ValueError(f"{path} has no lines {begin} and, after it, {end} to write the table between.")
-    return page
-
-
-def write_between_markers(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what stands between the markers. Raises as :func:`page_with_markers`."""
-    head, _, rest = page_with_markers(path, begin, end).partition(begin)
-    tail = rest.partition(end)[2]
-    write_atomically(path, f"{head}{begin}\n{text}\n{end}{tail}".encode())
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.headline", description=__doc__, epilog=FURTHER)
@@ -223,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = report(folders, shlex.join(["python", "-m", "eval.headline", *given]))
     print(text)
     if args.write:
-        write_between_markers(args.write, text)
+        write_between_markers(args.write, text, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from agents.bootstrap import Interval, paired_difference
 from backbones.artefacts import ArtefactError
 from envs.local_release import DELTA
-from eval.headline import FURTHER, across, finished, read_run, text_of, write_between_markers
+from eval.headline import FURTHER, across, finished, read_run, text_of
+from eval.pages import write_between_markers
 
 BEGIN, END = "<!-- local privacy -->", "<!-- end of local privacy -->"
 OPEN = float("inf")

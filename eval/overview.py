@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.headline import page_with_markers, write_between_markers
+from eval.pages import page_with_markers, write_between_markers
 from eval.report.contents import Summary, flipped, interval_text, measured
 from eval.report.tables import NONE, Line, Table, figure_text, read_markdown
 from eval.run_facts import FORMAT, ResultsError, read_json

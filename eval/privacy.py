@@ -33,8 +33,8 @@ from envs.modelled import scenario_from
 from envs.scenario import Scenario
 from eval.attacks import Success
 from eval.audit import Audit, audit
-from eval.headline import write_between_markers
 from eval.membership import example_membership, user_membership
+from eval.pages import write_between_markers
 from eval.policy_membership import policy_membership
 from meta.accountant import BudgetError
 from meta.arguments import add_num_threads, show_log

@@ -29,7 +29,9 @@ from agents.train_ppo import read_settings
 from backbones.artefacts import ArtefactError, cache_key, exists
 from envs.oracles import CachedOracle, LiveOracle, Plans
 from envs.scenario import Scenario
-from eval.headline import text_of, unit_of, write_between_markers
+from eval.headline import text_of
+from eval.pages import write_between_markers
+from eval.people import unit_of
 from meta.arguments import add_num_threads, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.store import init_facts, save_init

@@ -30,7 +30,9 @@ from backbones.base import hash_tensors
 from envs.oracles import Plans
 from envs.rules import Rules
 from envs.scenario import Scenario
-from eval.headline import text_of, unit_of, write_between_markers
+from eval.headline import text_of
+from eval.pages import write_between_markers
+from eval.people import unit_of
 from meta.arguments import add_num_threads, parse_pairs, show_log
 
 BEGIN, END = "<!-- transfer: begin -->", "<!-- transfer: end -->"

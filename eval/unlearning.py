@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 from agents.bootstrap import paired_difference
 from backbones.artefacts import ArtefactError, cache_key, write_atomically
 from eval.attacks import Success, Values, rmia, success
-from eval.headline import text_of, write_between_markers
+from eval.headline import text_of
 from eval.membership import log_likelihoods
+from eval.pages import write_between_markers
 from meta.arguments import add_num_threads, show_log
 from meta.inner import MetaInit, adapted_accuracy
 from meta.learned import public_start

@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 from agents.bootstrap import mean_interval, units
 from backbones.artefacts import ArtefactError, write_atomically
 from envs.scenario import forget_scenarios
-from eval.headline import text_of, write_between_markers
+from eval.headline import text_of
 from eval.methods import split_names
 from eval.methods.feddpa import Likeness
 from eval.methods.readout import Scale, train_readouts
+from eval.pages import write_between_markers
 from eval.plan import BASE, Job, Place, Plan
 from eval.replay import plan_of
 from eval.results import rows_of

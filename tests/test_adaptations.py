@@ -222,6 +222,21 @@ def test_finished_runs_are_not_repeated(page_and_runs, monkeypatch):
     assert found.training == 128 + 2 * 100 * 3 + 200 + 100  # steps, two looks at 100 val users at three weights, statistics
 
 
+def test_of_real_people_everybody_counts_once_however_often_they_are_measured(page_and_runs):
+    one = budgets.measure_seed(page_and_runs[1], "dsa/Planted-v0", 0, FAST)
+    assert budget_report.by_person([one, one]) == [one, one]  # simulated: others in every seed
+    names = tuple(f"person {number:03d}" for number in range(len(one.spent.policy)))
+    (twice,) = budget_report.by_person([dataclasses.replace(one, people=names), dataclasses.replace(one, people=names)])
+    apart = dataclasses.replace(one, people=tuple(f"{name}, another" for name in names))
+    (both,) = budget_report.by_person([dataclasses.replace(one, people=names), apart])
+    for found, times in ((twice, 1), (both, 2)):
+        assert len(found.people) == found.points["random"].shape[1] == times * len(names)
+        assert found.spent.policy.mean() == pytest.approx(one.spent.policy.mean())
+        np.testing.assert_allclose(found.static.mean(1), one.static.mean(1))
+        np.testing.assert_allclose(found.found[0.1]["ppo"].reward(0.1).mean(), one.found[0.1]["ppo"].reward(0.1).mean())
+    assert "real people, averaged over seeds" in budget_report.report([twice], budgets.band_of([twice]), 2, "command")
+
+
 def test_the_one_policy_chooses_at_every_weight_and_separate_ones_at_their_own(page_and_runs):
     runs, users = page_and_runs[1], np.arange(5)
     one, single = budgets.chooser(runs / "seed0-conditioned"), budgets.chooser(runs / "seed0-cost0.1")

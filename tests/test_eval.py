@@ -8,6 +8,7 @@ import pytest
 
 from agents.train_ppo import main as train_ppo
 from eval import gates, headline
+from eval.pages import write_between_markers
 
 FAST = ["-P", "n_envs:16", "-P", "batch_size:128", "-n", "512"]
 
@@ -72,18 +73,18 @@ def test_runs_with_other_settings_are_refused(page_and_runs):
 def test_what_follows_a_marker_that_is_quoted_later_stays(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"{headline.BEGIN}\nold\n{headline.END}\nends at {headline.END}, as said\n")
-    headline.write_between_markers(page, "table")
+    write_between_markers(page, "table", headline.BEGIN, headline.END)
     assert page.read_text() == f"{headline.BEGIN}\ntable\n{headline.END}\nends at {headline.END}, as said\n"
     page.write_text(f"{headline.END}\n{headline.BEGIN}\n")
     with pytest.raises(ValueError, match="after it"):
-        headline.write_between_markers(page, "table")
+        write_between_markers(page, "table", headline.BEGIN, headline.END)
 
 
 def test_a_page_without_markers_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing here")
     with pytest.raises(ValueError, match="has no lines"):
-        headline.write_between_markers(page, "table")
+        write_between_markers(page, "table", headline.BEGIN, headline.END)
     assert page.read_text() == "nothing here"
 
 

@@ -25,7 +25,7 @@ from eval.bench.clock import machine
 from eval.bench.masks import masks_table, measure_masks
 from eval.bench.private import measure_private, private_table
 from eval.bench.scale import measure_scale, scale_table
-from eval.headline import page_with_markers, write_between_markers
+from eval.pages import page_with_markers, write_between_markers
 from meta.arguments import add_num_threads
 
 SECTIONS = ("env", "masks", "scale", "serving", "private")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from backbones.artefacts import ArtefactError
-from eval.headline import write_between_markers
+from eval.pages import write_between_markers
 from eval.report.sentences import markdown
 from eval.report.write import write_report
 from eval.results import read_results
