@@ -31,9 +31,9 @@ from meta.prepare import folder_of
 LOG = logging.getLogger("dsa")
 Key = tuple[str, str, str, str]
 """Method, cost weight, shown and user of a row, as they stand in the file."""
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a method may raise for one user without ending the run; the row says what happened. Files that are
-missing or damaged, or a full disk, end it."""
+ENDING = (ArtefactError, ImportError, OSError)
+"""What ends the run when a method raises it: files that are missing or damaged, a full disk. Anything else that it raises for
+a user is said in that user's row, and the rest goes on."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -168,9 +168,9 @@ class Measuring:
             return
         try:
             fitted, artefacts = self.fitted(job.method, job.cost_weight), self.artefacts(job)
-        except ArtefactError:
+        except ENDING:
             raise
-        except FAILURES as error:
+        except Exception as error:
             LOG.warning("%s could not be fitted: %s", job.method, reason_of(error))
             for user in missing:
                 failed = {**self._who(shown, user), "status": f"failed: when it was fitted: {reason_of(error)}"}
@@ -200,9 +200,9 @@ class Measuring:
         weight = self.plan.cost_weight if job.cost_weight is None else job.cost_weight
         try:
             return self._predicted(method, fitted, shown, users, weight)
-        except ArtefactError:
+        except ENDING:
             raise
-        except FAILURES as error:
+        except Exception as error:
             if len(users) > 1:
                 if out_of_memory(error):
                     self.smaller[job.method] = min(len(users) // 2, self.smaller.get(job.method, len(users)))

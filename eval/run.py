@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,10 +32,10 @@ from eval.parts import Part, count_rows, put_together, seconds_spent
 from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
-from eval.rows import Measuring, single_thread
+from eval.rows import Measuring, out_of_memory, single_thread
 from eval.run_facts import ResultsError, read_run
 from eval.timing import time_methods
-from eval.tuned import borrowed, entry_for, name_alone, settings_for, tuning
+from eval.tuned import borrowed, name_alone, settings_for, timed_entry, tuning
 from eval.world import PLACES, code_hash
 from meta.arguments import add_data_root, at_least_one, parse_pairs, show_log, use_data_root
 
@@ -239,7 +239,7 @@ def say_expected(plan: Plan, done: int) -> int:
     measuring = Measuring(plan, place, plan.scenario(place))
     seconds, unknown, total = 0.0, [], 0
     for name in plan.methods:
-        entry, method = entry_for(plan.env, plan.env_kwargs, name), plan.method(name)
+        entry, method = timed_entry(plan.env, plan.env_kwargs, name), plan.method(name)
         if method.refuses(measuring.world):
             continue
         jobs = [job for job in plan.jobs() if job.method == name]
@@ -247,21 +247,23 @@ def say_expected(plan: Plan, done: int) -> int:
         seeds = min(plan.seeds, plan.slow_seeds) if measuring.slow(method) else plan.seeds
         places = seeds * max(1, plan.folds)
         total += places * users
-        if entry is None or "adopted" in entry:
+        if entry is None:
             unknown.append(name)
             continue
         fits = len({job.cost_weight for job in jobs})
         seconds += places * (fits * entry["fit_seconds"] + users * entry["seconds_per_user"])
     forget_scenarios()
-    rest = f", and what {', '.join(unknown)} take, which tuning did not time: the bar will tell" if unknown else ""
-    LOG.info(
-        "expected: some %d rows, of which %d are there; in all about %.0f minutes of one core%s",
-        total,
-        done,
-        seconds / 60,
-        rest,
-    )
+    LOG.info("expected: some %d rows, of which %d are there; %s", total, done, expected_time(seconds, unknown))
     return total
+
+
+def expected_time(seconds: float, unknown: Sequence[str]) -> str:
+    """What methods that tuning has timed will take, in words, and which others will add to it."""
+    about = f"in all about {seconds / 60:.0f} minutes of one core"
+    rest = f"what {', '.join(unknown)} take, nobody has timed: the bar will tell"
+    if not unknown:
+        return about
+    return f"{about}, not counting these: {rest}" if seconds else rest
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -277,7 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
             failed = run(claim(args.out, plan), args.out, args.workers, args.timing)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
-    except (BrokenProcessPool, MemoryError):
+    except (BrokenProcessPool, MemoryError, RuntimeError) as error:
+        if not isinstance(error, BrokenProcessPool) and not out_of_memory(error):
+            raise
         sys.exit(
             "error: a process was ended from outside, or found no memory. The rows so far are kept: give the same command "
             "again, with fewer --workers where there are several."
@@ -289,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{failed} rows failed; the report and results.csv (column status) say which and why.")
 
 
-def command_of(plan: Plan) -> str:
+def command_of(plan: Plan, timed: bool = True) -> str:
     """The one command that makes what a plan measures, however it has grown; of folders and files the names alone."""
     usual = parse(["--out", "results"])
     words = ["--env", plan.env]
@@ -305,6 +309,7 @@ def command_of(plan: Plan) -> str:
             words += [f"--{name.replace('_', '-')}", *(f"{value:g}" for value in values)]
     if plan.curve and set(plan.curve) != {*CURVE} & {*plan.methods}:
         words += ["--curve", ",".join(plan.curve)]
+    words += [] if timed else ["--no-timing"]
     return shlex.join(["python", "-m", "eval.run", *words, "--out", "results"])
 
 
@@ -322,7 +327,7 @@ def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
         "seeds": list(range(plan.seeds)),
         "methods": {name: _about(plan, name) for name in plan.methods},
         **facts,
-        "command": command_of(plan),
+        "command": command_of(plan, timing or (folder / "timing.json").exists()),
         "seconds": seconds_spent(folder),
     }
     write_atomically(folder / "run.json", json.dumps(body, indent=1).encode())
@@ -350,7 +355,7 @@ def write_timing(plan: Plan, folder: Path) -> None:
 
 def _about(plan: Plan, name: str) -> dict[str, Any]:
     method = plan.method(name)
-    facts = {field: getattr(method, field) for field in ("scope", "labels", "trades", "through_backbone")}
+    facts = {field: getattr(method, field) for field in ("scope", "labels", "trades", "through_backbone", "draws")}
     return {"settings": method.settings(), **facts}
 
 

@@ -26,6 +26,7 @@ class MethodFacts:
     labels: str
     trades: bool
     through_backbone: bool
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,12 @@ def read_run(folder: Path) -> RunFacts:
     facts = {one.name: found[one.name] for one in fields(RunFacts) if one.name in found}
     if facts.get("counts") not in (None, *COSTS):
         raise ResultsError(f"{path}: costs go by {', '.join(COSTS)}, not {facts['counts']!r}. {AGAIN}")
-    names = [one.name for one in fields(MethodFacts)]
+    names = [one.name for one in fields(MethodFacts) if one.default is MISSING]
     try:
-        facts["methods"] = {name: MethodFacts(**{key: said[key] for key in names}) for name, said in found["methods"].items()}
+        facts["methods"] = {
+            name: MethodFacts(**{key: said[key] for key in names}, draws=said.get("draws", 1))
+            for name, said in found["methods"].items()
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: every method needs {', '.join(names)} ({error!r}). {AGAIN}") from error
     wrong = misfits(RunFacts, facts) + [

@@ -84,7 +84,7 @@ def _alone(panel: Panel, name: str, edges: NDArray[np.float64]) -> dict[str, Any
     gains = spread(panel, rows, base)
     return {
         "kind": kind(name, facts.scope),
-        **{field: getattr(facts, field) for field in ("scope", "trades", "through_backbone")},
+        **{field: getattr(facts, field) for field in ("scope", "trades", "through_backbone", "draws")},
         "label_use": facts.labels,
         "settings": dict(facts.settings),
         "users": users,

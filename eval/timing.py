@@ -17,13 +17,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from backbones.artefacts import ArtefactError
 from backbones.bert import TextBackbone
 from backbones.pathways import Frozen
 from eval.group import Group
 from eval.methods.base import CannotServe, Fitted, Method, Predictor
 from eval.plan import BASE, Plan
-from eval.rows import FAILURES, Measuring, reason_of
+from eval.rows import ENDING, Measuring, reason_of
 from users.batch import Batch
 
 T = TypeVar("T")
@@ -140,9 +139,9 @@ def _in_turns(measuring: Measuring, names: Sequence[str]) -> dict[str, dict[str,
     def tried(name: str, work: Callable[[], T]) -> T | None:
         try:
             return None if name in failed else work()
-        except ArtefactError:
+        except ENDING:
             raise
-        except FAILURES as error:  # the others go on
+        except Exception as error:  # the others go on
             LOG.warning("%s is not timed, it failed: %s", name, reason_of(error))
             failed.add(name)
             return None

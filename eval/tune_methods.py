@@ -117,7 +117,9 @@ def tune(args: argparse.Namespace) -> tuple[list[str], list[str]]:
                 failed.append(name)
                 continue
             weight = {"cost_weight": args.cost_weight} if kind.trades else {}
-            entry = {**found.entry(), **weight, "search": search}
+            before = sum((entry or {}).get(spent, 0) for spent in ("trials", "earlier_trials"))
+            earlier = {"earlier_trials": before} if before else {}
+            entry = {**found.entry(), **earlier, **weight, "search": search}
             write_tuned(args.out, key, name, entry)
         table.append(row(name, entry, at_an_end(kind, entry["settings"], args.instead)))
     return [*HEAD, *table], failed

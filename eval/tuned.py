@@ -22,12 +22,12 @@ PACKAGED = Path(str(files("eval").joinpath("hyperparameters/methods.yml")))
 HEADER = """\
 # Hyperparameters of the harness's methods per environment, chosen on val users: test users are never asked. Written by
 #   python -m eval.tune_methods --env ID --trials N
-# which gives every method the same number of trials, keeps other entries and skips what is finished. `settings`: what
-# differs from a method's defaults. `value`, `default_value` (none: failed, or not among the values to try): mean over val
-# users of query accuracy, less `cost_weight` (0.1 where it is not said) times cost for methods that trade. `trials`: spent;
-# of these `stopped_early` were given up at a fifth of their training and `failed` gave an error. `seconds_*`: of the winner,
-# on one machine. `search`: a hash of what the search was. `adopted`: there was none; the settings are those found in that
-# environment (`--adopt`).
+# which gives every method that it is called for the same number of trials, keeps other entries and skips what is finished.
+# `settings`: what differs from a method's defaults. `value`, `default_value` (none: failed, or not among the values to try):
+# mean over val users of query accuracy, less `cost_weight` (0.1 where it is not said) times cost for methods that trade.
+# `trials`: spent in this search; of these `stopped_early` were given up at a fifth of their training and `failed` gave an
+# error. `earlier_trials`: in searches of this method that came before. `seconds_*`: of the winner, on one machine. `search`:
+# a hash of what the search was. `adopted`: there was none; the settings are those found in that environment (`--adopt`).
 """
 Entry = dict[str, Any]
 """What is kept of a method in an environment."""
@@ -93,6 +93,14 @@ def entry_for(env: str, kwargs: Mapping[str, Any], method: str, file: Path = PAC
         if method in found.get(key, {}):
             return found[key][method]
     return None
+
+
+def timed_entry(env: str, kwargs: Mapping[str, Any], method: str, file: Path = PACKAGED) -> Entry | None:
+    """The entry that says what a method took, which is another environment's where its settings are; None: nobody timed it."""
+    entry = entry_for(env, kwargs, method, file)
+    if entry is not None and "adopted" in entry:
+        entry = read_tuned(file).get(entry["adopted"], {}).get(method)
+    return entry if entry is not None and "seconds_per_user" in entry else None
 
 
 def borrowed(env: str, kwargs: Mapping[str, Any], methods: Iterable[str], file: Path = PACKAGED) -> list[str]:

@@ -20,7 +20,7 @@ from envs import MINIATURES
 from eval import replay
 from eval.group import Group
 from eval.measure import support_order
-from eval.methods import METHODS
+from eval.methods import METHODS, make_method
 from eval.methods.base import Fitted, Method, Predictor, Unchanged
 from eval.parts import Part, put_together, seconds_spent
 from eval.plan import Place, Plan
@@ -143,7 +143,11 @@ def test_a_finished_run_measures_nothing_again(done, monkeypatch):
     run(done, "base,all_on", "--shown", "0", "1", "30")
 
 
-@pytest.mark.parametrize("error", [FloatingPointError, IndexError, AttributeError, AssertionError, TypeError])
+class OfItsOwn(Exception):
+    """As libraries have them."""
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, IndexError, AttributeError, AssertionError, TypeError, OfItsOwn])
 def test_a_user_who_fails_is_recorded_and_the_rest_goes_on(brittle, error, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(Brittle, "error", error)
     with caplog.at_level(logging.WARNING, "dsa"), pytest.raises(SystemExit) as stopped:
@@ -161,6 +165,60 @@ def test_a_damaged_artefact_ends_the_run(brittle, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="error: the loss is NaN"):
         run(tmp_path, "base,brittle")
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_too_little_memory_for_the_model_itself_says_what_to_do(monkeypatch, tmp_path):
+    def full(self, place):
+        raise RuntimeError("[enforce fail] not enough memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr("eval.plan.Plan.scenario", full)
+    with pytest.raises(SystemExit, match=r"found no memory\. The rows so far are kept"):
+        run(tmp_path)
+
+
+class Varied(Method):
+    """Everything on in one draw, nothing in the other."""
+
+    draws: ClassVar[int] = 2
+
+    def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
+        if not self.draw:
+            return Unchanged(world, len(shown))
+        method = make_method("all_on")
+        return method.personalise(world, method.fit(world, cost_weight), shown, cost_weight)
+
+
+def test_figures_of_draws_are_means_over_them(tmp_path):
+    METHODS.register("varied", dataclass(frozen=True)(type("Drawn", (Varied,), {"__annotations__": {"draw": int}, "draw": 0})))
+    try:
+        run(tmp_path, "base,all_on,varied")
+    finally:
+        METHODS.unregister("varied")
+    by = {(row["method"], row["user"]): row for row in rows(tmp_path) if row["cost_weight"] == ""}
+    for user in {user for _, user in by}:
+        base, other, drawn = (by[name, user] for name in ("base", "all_on", "varied"))
+        for figure in ("accuracy", "log_likelihood", "cost"):
+            assert float(drawn[figure]) == pytest.approx((float(base[figure]) + float(other[figure])) / 2)
+        assert drawn["calibration"] == base["calibration"]
+    assert any(by["base", user]["accuracy"] != by["all_on", user]["accuracy"] for _, user in by)
+    assert "Of varied all is the mean over some draws" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("joint", "about 17 minutes of one core, not counting these: what base take"),
+        ("all_on", "what base, all_on take, nobody has timed"),
+    ],
+)
+def test_what_a_run_takes_is_said_as_far_as_it_is_known(method, words, tmp_path, monkeypatch, caplog):
+    there, entry = "dsa/UnipenResNet-v0", {"settings": {}, "fit_seconds": 1000.0, "seconds_per_user": 1.0}
+    adopted = {ENV: {"joint": {"settings": {}, "adopted": there}}, there: {"joint": entry}}
+    monkeypatch.setattr("eval.tuned._parsed", lambda text: adopted)
+    monkeypatch.setattr("eval.run.measure_all", lambda *args: pytest.fail("far enough"))
+    with caplog.at_level(logging.INFO, "dsa"), pytest.raises(pytest.fail.Exception, match="far enough"):
+        run(tmp_path, method)
+    assert re.search(words, next(text for text in caplog.messages if "rows, of which" in text))
 
 
 def test_too_little_memory_means_smaller_batches(brittle, tmp_path, caplog):

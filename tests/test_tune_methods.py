@@ -337,6 +337,14 @@ def test_a_winner_at_an_end_of_what_was_tried_is_pointed_out():
     assert tune_methods.at_an_end(kind, settings | {"rate": 0.3}, {"steps": [5, 10, 20]}) == []
 
 
+def test_trials_of_searches_before_are_not_forgotten(run, tmp_path):
+    run("planted", "--trials", 3)
+    assert "earlier_trials" not in entries(tmp_path)["planted"]
+    run("planted", "--trials", 2)
+    run("planted", "--trials", 4)
+    assert (entries(tmp_path)["planted"]["trials"], entries(tmp_path)["planted"]["earlier_trials"]) == (4, 5)
+
+
 def test_finished_methods_are_skipped_until_something_changes_or_again(run, monkeypatch):
     run("planted", "--trials", 3)
     told = run("planted,flat", "--trials", 3)

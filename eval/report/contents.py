@@ -87,6 +87,8 @@ def main_table(summary: Summary) -> Table:
         "user's own. Trainable, active: parameters; stored: bytes per user. Means of methods with fewer users are of those "
         "users; differences (of accuracy) are of the users whom both have."
     )
+    if drawn := [name for name in cells if summary["methods"][name]["draws"] > 1]:
+        note += f" Of {' and '.join(drawn)} all is the mean over some draws, but ECE and masks, which are the first draw's."
     return Table("Every method", heads, _lines(summary, cells), note)
 
 
@@ -182,7 +184,8 @@ def timing_table(summary: Summary) -> Table:
         "Median (quartiles) of runs in turn, on the machine that wrote the folder: "
         f"{timing.get('threads', '?')} thread(s), {timing.get('repeats', '?')} repeats, {timing.get('users', '?')} users."
     )
-    note += " Fitting: without what other methods had made before (the policy, a co-training)."
+    note += " Peak memory: of tensors, beyond what was held before. Fitting: without what other methods had made before (the "
+    note += "policy, a co-training)."
     if loaded := timing.get("loaded"):
         note += (
             f" Batches of {timing['users']} different users: of methods that train through the backbone {loaded} users' "
