@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.people import People
+
 Values = NDArray[np.float64]
 
 
@@ -65,12 +67,11 @@ def paired_difference(
         second: the same users in the same order.
         resamples: bootstrap resamples.
         seed: of the resampling.
-        people: per seed the names of its users, where they are real people: each of them counts once, see :func:`units`.
+        people: per seed the names of its users, where they are real people: each of them counts once.
     """
     each = [a - b for a, b in zip(first, second, strict=True)]
     if people is not None:
-        named = [dict(zip(names, one, strict=True)) for names, one in zip(people, each, strict=True)]
-        each = units(named, [dict.fromkeys(one, 0.0) for one in named], simulated=False)
+        each = [People(people).mean(each)]
     return mean_interval(each, resamples, seed)
 
 
@@ -85,11 +86,11 @@ def units(each: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]],
     Returns:
         Of simulated users one array ``[U, ...]`` per run; of real people one in all, each of them averaged over their runs.
     """
-    rows = [{user: one[user] - two[user] for user in one if user in two} for one, two in zip(each, other, strict=True)]
+    both = [{user: one[user] - two[user] for user in one if user in two} for one, two in zip(each, other, strict=True)]
+    rows = [row for row in both if row]
     if simulated:
-        return [np.stack([*row.values()]) for row in rows if row]
-    people = sorted({user for row in rows for user in row})
-    return [np.stack([np.mean([row[user] for row in rows if user in row], axis=0) for user in people])]
+        return [np.stack([*row.values()]) for row in rows]
+    return [People([[*row] for row in rows]).mean([np.stack([*row.values()]) for row in rows])]
 
 
 @dataclass(frozen=True)

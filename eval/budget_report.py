@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from agents.bootstrap import paired_difference
 from agents.comparison import Result, conclude
+from agents.people import People, unit_of
 from envs.cost_weights import REPORTED
 from eval.adaptations import BUDGET, POLICY_ADAPTATIONS, Spending, needed, paid_back
 from eval.fronts import WEIGHTS
 from eval.headline import Rewards, gap_text, pooled_over_weights, text_of
 from eval.pareto import WORST_COST, Band, Points, hypervolume, mean_points
-from eval.people import People, unit_of
 
 RANGE = f"uniform:{min(WEIGHTS):g}:{max(WEIGHTS):g}"
 """Cost weights that the one policy learns from and is shown."""

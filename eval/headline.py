@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from agents.bootstrap import GapClosed, Interval, paired_difference
 from agents.comparison import EXTRA, METHODS, SIMPLE, conclude
+from agents.people import People, unit_of
 from agents.run import RunConfig
 from agents.train_ppo import main as train_ppo
 from agents.train_ppo import parse, read_settings
 from eval.pages import write_between_markers
-from eval.people import People, unit_of
 
 FURTHER = "Further flags (-P, -n, --env-kwargs, --num-threads, ...) go on to agents.train_ppo, whose --help lists them."
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

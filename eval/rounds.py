@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from agents.bootstrap import Interval, paired_difference
 from agents.checkpoint import choose_plans, load_policy
 from agents.learning import learn
+from agents.people import unit_of
 from agents.rivals import best_static
 from agents.run import RunConfig
 from agents.train_ppo import parse as training_flags
@@ -31,7 +32,6 @@ from envs.oracles import CachedOracle, LiveOracle, Plans
 from envs.scenario import Scenario
 from eval.headline import text_of
 from eval.pages import write_between_markers
-from eval.people import unit_of
 from meta.arguments import add_num_threads, parse_pairs, show_log
 from meta.inner import MetaInit
 from meta.store import init_facts, save_init

@@ -22,6 +22,7 @@ from stable_baselines3.common.policies import BasePolicy
 from agents.bootstrap import paired_difference
 from agents.checkpoint import choose_plans, load_policy
 from agents.learning import learn
+from agents.people import unit_of
 from agents.rivals import best_static
 from agents.run import RunConfig
 from agents.transfer import trained_rules, transferred_policy
@@ -32,7 +33,6 @@ from envs.rules import Rules
 from envs.scenario import Scenario
 from eval.headline import text_of
 from eval.pages import write_between_markers
-from eval.people import unit_of
 from meta.arguments import add_num_threads, parse_pairs, show_log
 
 BEGIN, END = "<!-- transfer: begin -->", "<!-- transfer: end -->"
