@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import gymnasium as gym
+import harness
 import miniatures
 import pytest
 import torch
@@ -144,3 +145,11 @@ def side_world():
 def text_world(real_data):
     """A tiny population of annotators of comments, a tiny BERT, cross-fitted."""
     return worlds.world("dsa/PopquornBert-v0")
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory):
+    """A finished run with a curve."""
+    out = tmp_path_factory.mktemp("runs") / "done"
+    harness.run(out, "base,all_on", "--shown", "0", "1", "30")
+    return out

@@ -4,8 +4,8 @@ from os.path import relpath
 from pathlib import Path
 
 import pytest
-from test_eval_run import ENV as DIGITS
-from test_eval_run import SMALL, arguments, rows
+from harness import ENV as DIGITS
+from harness import SMALL, arguments, rows
 
 from eval import choosers, run, tuned
 from eval.choosers import asked, choosers_of, digest, note_asked, split_key

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from harness import rows, run
 
 from agents.bootstrap import units
 from eval import unlike
 from eval.plan import Place
 from eval.replay import plan_of
 from eval.rows import Measuring
-from tests.test_eval_run import rows, run
 
 
 @pytest.fixture(scope="module")
