@@ -203,8 +203,12 @@ def check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; give cpu, cuda or cuda:0, say.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise ValueError(f"there is no {name} here: torch finds no CUDA device. Leave --device out, or mend torch's CUDA.")
+    if (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"there is no {name} here: torch finds {count} CUDA devices, counted from cuda:0. Give one of these.")
 
 
 def hyperparameters(env_id: str, overrides: list[str]) -> dict[str, Any]:

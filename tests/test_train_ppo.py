@@ -17,7 +17,7 @@ import envs
 from agents import evaluate, learning, train_ppo
 from agents.checkpoint import choose_plans, load_policy
 from agents.comparison import METHODS
-from agents.run import PPO_SETTINGS, RunConfig, hyperparameters, numbered_folder
+from agents.run import PPO_SETTINGS, RunConfig, check_device, hyperparameters, numbered_folder
 from backbones.artefacts import load_artefact
 from envs.oracles import Oracle
 from envs.planted import planted
@@ -284,6 +284,14 @@ def test_mistakes_are_refused_with_a_suggestion_and_leave_no_run(arguments, word
     for word in words:
         assert word in message
     assert not (folder / "summary.json").exists()
+
+
+def test_a_gpu_that_there_is_not_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    message = refused("--env", "dsa/Planted-v0", "--device", "cuda:2", "-f", tmp_path / "run")
+    assert "there is no cuda:2 here: torch finds 2 CUDA devices, counted from cuda:0" in message
 
 
 def test_a_mistake_in_the_arguments_leaves_the_folder_free(tmp_path):
