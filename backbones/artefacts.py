@@ -7,6 +7,7 @@ the commit: a kill at any moment leaves either the old artefact or the new one. 
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import stat
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+LOG = logging.getLogger("dsa")
 FORMAT = 1
 LEFT_BEHIND = 3600.0
 """Seconds after which a tensor file that no JSON names was left behind by a kill, not just written by another process."""
@@ -160,10 +163,32 @@ def load_or_make(
     kind: str,
     make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The artefact at ``path``; made and saved first if it was never committed. A damaged one raises."""
+    """The artefact at ``path``; made and saved first if it was never committed. A damaged one raises.
+
+    Of programs that want it together one makes it, and the others wait.
+    """
     if not exists(path):
-        save_artefact(path, kind, *make())
+        with _turn(path, kind):
+            if not exists(path):
+                save_artefact(path, kind, *make())
     return load_artefact(path, kind)
+
+
+@contextmanager
+def _turn(path: Path, kind: str) -> Iterator[None]:
+    """Within: no other program makes what is to be kept at ``path``. The system ends the turn of a program that is killed."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            LOG.info("another program is making the %s %s; waiting for it", kind, path)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_root() -> Path:

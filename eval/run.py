@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, write_atomically
@@ -38,11 +39,6 @@ from eval.timing import time_methods
 from eval.tuned import borrowed, name_alone, settings_for, timed_entry, tuning
 from eval.world import PLACES, code_hash
 from meta.arguments import add_data_root, at_least_one, parse_pairs, show_log, use_data_root
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LOG = logging.getLogger("dsa")
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -153,17 +149,19 @@ def claim(folder: Path, plan: Plan) -> Plan:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within: no other call measures into the folder, where the system knows locks. Raises ``ValueError`` if one does."""
+    """Within: no other call measures into the folder. Raises ``ValueError`` if one does."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; results are a folder: choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another call is measuring into {folder}; wait for it, or choose another --out.") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another call is measuring into {folder}; wait for it, or choose another --out.") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def measure_place(plan: Plan, place: Place, folder: Path, tell: Callable[[], Any] = lambda: None) -> dict[str, Any]:

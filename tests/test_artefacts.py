@@ -1,6 +1,10 @@
 import json
+import logging
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from threading import Event
 
 import pytest
 import torch
@@ -259,3 +263,31 @@ def test_a_file_that_another_process_has_just_written_is_left_alone(saved):
     other.write_bytes(b"being committed")
     save_artefact(saved, "toy", {"weight": torch.ones(2)}, {"step": 5})
     assert other.exists()
+
+
+def test_of_programs_that_want_it_together_one_makes_it(path, caplog):
+    begun, go_on = Event(), Event()
+
+    def make():
+        begun.set()
+        assert go_on.wait(30)
+        return TENSORS, META
+
+    with caplog.at_level(logging.INFO, "dsa"), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(load_or_make, path, "toy", make)
+        assert begun.wait(30)
+        second = pool.submit(load_or_make, path, "toy", remake)
+        with pytest.raises(FutureTimeout):
+            second.result(0.5)
+        go_on.set()
+        assert first.result(30)[1] == second.result(30)[1] == META
+    assert f"another program is making the toy {path}; waiting for it" in caplog.text
+
+
+def test_the_next_one_makes_what_could_not_be_made(path):
+    def diverge():
+        raise FloatingPointError("the loss is NaN")
+
+    with pytest.raises(FloatingPointError):
+        load_or_make(path, "toy", diverge)
+    assert load_or_make(path, "toy", lambda: (TENSORS, META))[1] == META
