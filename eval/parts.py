@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from eval.rows import Key
 from eval.run_facts import ResultsError
 
 FOLDER = "parts"
+METHOD = COLUMNS.index("method")
 EVERY = 10.0
 """Seconds after which the time spent is written down again."""
 
@@ -51,11 +52,7 @@ class Part:
         found = [*self.rows()]
         whole = [*{self._key(row): row for row in found if is_done(row)}.values()]
         if len(whole) < len(found):
-            text = StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(whole)
-            write_atomically(self.path, text.getvalue().encode())
+            _write(self.path, [COLUMNS, *([row[column] for column in COLUMNS] for row in whole)])
 
     def rows(self) -> Iterator[dict[str, str]]:
         """What is there."""
@@ -107,6 +104,21 @@ class Part:
     @staticmethod
     def _key(row: Mapping[str, str]) -> Key:
         return row["method"], row["cost_weight"], row["shown"], row["user"]
+
+
+def forget(folder: Path, methods: Collection[str]) -> None:
+    """Throw away the rows of some methods, at every place."""
+    for path in (folder / FOLDER).glob("*.csv") if methods else ():
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            kept = [row for row in reader if not {*row[METHOD : METHOD + 1]} & {*methods}]
+        _write(path, kept)
+
+
+def _write(path: Path, rows: Iterable[Iterable[str]]) -> None:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def is_done(row: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """What a run of the harness measures: which methods on which seeds, folds, cost weights, sizes of support and users."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
@@ -172,6 +172,12 @@ class Plan:
         codes = found.get("code") or []
         return plan, [codes] if isinstance(codes, str) else codes
 
+    def without(self, names: Collection[str]) -> "Plan":
+        """This plan less some of its methods, of which ``base`` must not be one."""
+        methods, curve = (tuple(name for name in given if name not in names) for given in (self.methods, self.curve))
+        settings = {name: values for name, values in self.settings.items() if name not in names}
+        return replace(self, methods=methods, curve=curve, settings=settings)
+
     def extended(self, more: "Plan") -> "Plan":
         """This plan and what another one measures beyond it.
 
@@ -180,12 +186,14 @@ class Plan:
         """
         for name in ("env", "env_kwargs", "folds", "cost_weight", "slow_users", "choosers"):
             if getattr(self, name) != getattr(more, name):
-                raise ValueError(f"{name} was {getattr(self, name)} and is now {getattr(more, name)}.")
+                raise ValueError(f"{name} was {getattr(self, name)} and is now {getattr(more, name)}. Choose another --out.")
         for name in {*self.methods} & {*more.methods}:
             mine, other = self.method(name).settings(), more.method(name).settings()
             if mine != other:
                 changed = sorted(key for key in mine if mine[key] != other[key])
-                raise ValueError(f"the settings of {name} were others ({', '.join(changed)}).")
+                raise ValueError(
+                    f"the settings of {name} were others ({', '.join(changed)}). Measure it --again, or choose another --out."
+                )
         lists = ("methods", "cost_weights", "shown", "curve", "few_shown")
         joined: dict[str, Any] = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(more, name)))) for name in lists}
         most = {name: max(getattr(self, name), getattr(more, name)) for name in ("seeds", "slow_seeds")}

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backbones.typed import fits
-from eval.run_facts import FORMAT, ResultsError, RunFacts, read_json, read_run
+from eval.run_facts import FORMAT, TIMING, ResultsError, RunFacts, read_json, read_run
 
 KEY = ("seed", "fold", "method", "cost_weight", "shown", "user")
 """What tells one row from another."""
@@ -160,7 +160,7 @@ def read_results(folder: Path) -> Results:
     return Results(
         folder,
         run,
-        _read_timing(folder / "timing.json"),
+        _read_timing(folder / TIMING),
         {n: _column(n, v) for n, v in columns.items()},
         np.array(lines, np.int64),
     )

@@ -2,8 +2,8 @@
 
 Fits every method on train users (choices on val users), personalises every test user by it, and writes ``results.csv`` (a row
 per method, seed and user), ``summary.json``, ``report.html``, the tables as ``results.md`` and TensorBoard's event files. The
-same command goes on where it was stopped; with further methods or seeds it adds them. Exit code 1: some rows failed, the
-report says which.
+same command goes on where it was stopped; with further methods or seeds it adds them, and a method that was tuned or mended
+since is measured anew with ``--again``. Exit code 1: some rows failed, the report says which.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,18 +24,19 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from backbones.artefacts import ArtefactError, write_atomically
+from backbones.registry import did_you_mean
 from backbones.threads import begin_worker, usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
 from eval.choosers import choosers_of
 from eval.methods import METHODS, make_method, split_names
-from eval.parts import Part, count_rows, put_together, seconds_spent
+from eval.parts import Part, count_rows, forget, put_together, seconds_spent
 from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
 from eval.results import FORMAT, read_results
 from eval.rows import Measuring, out_of_memory, single_thread
-from eval.run_facts import ResultsError, read_run
-from eval.timing import time_methods
+from eval.run_facts import TIMING, ResultsError, read_run
+from eval.timing import forget_times, time_methods
 from eval.tuned import borrowed, name_alone, settings_for, timed_entry, tuning
 from eval.world import PLACES, code_hash
 from meta.arguments import add_data_root, at_least_one, parse_pairs, show_log, use_data_root
@@ -88,6 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--workers", type=at_least_one, default=usable_cores(), help="processes of one thread each (default: the cores)"
     )
     parser.add_argument("--timing", action=argparse.BooleanOptionalAction, default=True, help="measure seconds and memory too")
+    parser.add_argument("--again", help="methods whose rows in --out are thrown away first, and those that lean on them")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; an unfinished run there goes on")
     return parser.parse_args(arguments)
 
@@ -123,8 +125,27 @@ def read_plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def claim(folder: Path, plan: Plan) -> Plan:
+def asked_again(text: str | None, plan: Plan) -> frozenset[str]:
+    """The methods of ``--again``, and those of a plan that lean on them.
+
+    Raises:
+        ValueError: for a name that is not among the plan's, and for what everything is compared with.
+    """
+    names = {*split_names(text or "")}
+    if BASE in names:
+        raise ValueError(f"everything is compared with {BASE!r}: to measure it again, choose another --out.")
+    if unknown := sorted(names - {*plan.methods}):
+        raise ValueError(f"--again {unknown[0]}: it is not among the methods. {did_you_mean(unknown[0], plan.methods)}")
+    return frozenset(name for name in plan.methods if names & {name, *plan.method(name).leans_on})
+
+
+def claim(folder: Path, plan: Plan, again: Collection[str] = ()) -> Plan:
     """Begin a results folder, or go on with one, to which methods, seeds and sizes may be added; what is to be measured.
+
+    Args:
+        folder: of the results.
+        plan: what is asked for.
+        again: methods of which nothing in the folder stays: no rows, no settings, no times.
 
     Raises:
         ValueError: if the folder holds results of another environment or version, or of methods with other settings.
@@ -135,9 +156,11 @@ def claim(folder: Path, plan: Plan) -> Plan:
         before, codes = Plan.stored(folder)
         if count_rows(folder) or (folder / "results.csv").exists():  # or it came to nothing
             try:
-                plan = before.extended(plan)
+                plan = before.without(again).extended(plan)
             except ValueError as error:
-                raise ValueError(f"{folder} holds results of another run: {error} Choose another --out.") from error
+                raise ValueError(f"{folder} holds results of another run: {error}") from error
+            forget(folder, again)
+            forget_times(folder / TIMING, again)
         if codes and code_hash() not in codes:
             LOG.warning("%s was begun with other code: its rows stay, further ones are of today's.", folder)
     elif any(found.name != ".lock" for found in folder.iterdir()):
@@ -274,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         plan = read_plan(args)
         with alone(args.out):
-            failed = run(claim(args.out, plan), args.out, args.workers, args.timing)
+            failed = run(claim(args.out, plan, asked_again(args.again, plan)), args.out, args.workers, args.timing)
     except (ValueError, ImportError, OSError, FloatingPointError, ArtefactError) as error:
         sys.exit(f"error: {error}")
     except (BrokenProcessPool, MemoryError, RuntimeError) as error:
@@ -285,7 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
             "again, with fewer --workers where there are several."
         )
     except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted; the rows so far are in {args.out}. The same command goes on.")
+        same = "The same command without --again" if args.again else "The same command"
+        sys.exit(f"\ninterrupted; the rows so far are in {args.out}. {same} goes on.")
     print(f"\n{args.out / 'report.html'}\ntensorboard --logdir {args.out / 'tensorboard'}")
     if failed:
         sys.exit(f"{failed} rows failed; the report and results.csv (column status) say which and why.")
@@ -325,7 +349,7 @@ def run(plan: Plan, folder: Path, workers: int, timing: bool) -> int:
         "seeds": list(range(plan.seeds)),
         "methods": {name: _about(plan, name) for name in plan.methods},
         **facts,
-        "command": command_of(plan, timing or (folder / "timing.json").exists()),
+        "command": command_of(plan, timing or (folder / TIMING).exists()),
         "seconds": seconds_spent(folder),
     }
     write_atomically(folder / "run.json", json.dumps(body, indent=1).encode())
@@ -346,7 +370,7 @@ def smaller_before(folder: Path) -> Mapping[str, int]:
 
 def write_timing(plan: Plan, folder: Path) -> None:
     """Time the methods that ``timing.json`` does not have yet."""
-    path = folder / "timing.json"
+    path = folder / TIMING
     known = json.loads(path.read_text()) if path.exists() else None
     write_atomically(path, json.dumps(time_methods(plan, known), indent=1).encode())
 

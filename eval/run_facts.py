@@ -11,6 +11,8 @@ from backbones.typed import misfits
 
 FORMAT = 1
 """Of results folders. A change that readers must know of is a new number."""
+TIMING = "timing.json"
+"""Of a results folder: seconds and memory, where they were measured."""
 
 
 class ResultsError(ValueError):

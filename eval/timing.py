@@ -3,11 +3,13 @@
 Seconds are medians with quartiles; memory is the most that torch held at once beyond what it held before.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
+from backbones.artefacts import write_atomically
 from backbones.bert import TextBackbone
 from backbones.pathways import Frozen
 from eval.group import Group
@@ -130,6 +133,17 @@ def time_methods(plan: Plan, known: Mapping[str, Any] | None = None) -> dict[str
     added = {name: one for name, one in found.items() if name != BASE}
     later = [{"methods": [*added], "base": found[BASE]}] if added else []
     return {**known, "methods": {**there, **added}, "later": [*known.get("later", []), *later]}
+
+
+def forget_times(path: Path, methods: Collection[str]) -> None:
+    """Take the figures of some methods out of a ``timing.json``, if there is one."""
+    if not methods or not path.exists():
+        return
+    known = json.loads(path.read_text())
+    known["methods"] = {name: found for name, found in known["methods"].items() if name not in methods}
+    later = [{**some, "methods": [name for name in some["methods"] if name not in methods]} for some in known.get("later", [])]
+    known["later"] = [some for some in later if some["methods"]]
+    write_atomically(path, json.dumps(known, indent=1).encode())
 
 
 def _in_turns(measuring: Measuring, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,10 @@ import pytest
 from harness import rows, run
 
 from eval.parts import Part, put_together
-from eval.plan import Place
+from eval.plan import Place, Plan
 from eval.results import COLUMNS
-from eval.run import alone, main
+from eval.run import alone, asked_again, main
+from eval.run_facts import TIMING
 from eval.world import MODULES, code_hash
 
 
@@ -84,8 +85,38 @@ def test_rows_of_a_method_with_other_settings_are_not_mixed(tmp_path, monkeypatc
     monkeypatch.setattr("eval.run.settings_for", lambda *args: {})
     run(tmp_path, "base,full_finetune")
     monkeypatch.setattr("eval.run.settings_for", lambda *args: {"steps": 3} if args[-1] == "full_finetune" else {})
-    with pytest.raises(SystemExit, match=r"the settings of full_finetune were others \(steps\)"):
+    with pytest.raises(SystemExit, match=r"the settings of full_finetune were others \(steps\)\. Measure it --again, or"):
         run(tmp_path, "base,full_finetune")
+
+
+def test_a_method_that_was_tuned_anew_is_measured_again_and_no_other_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.run.settings_for", lambda *args: {"steps": 3} if args[-1] == "full_finetune" else {})
+    run(tmp_path / "wanted", "base,all_on,full_finetune")
+    monkeypatch.setattr("eval.run.settings_for", lambda *args: {})
+    run(tmp_path / "grows", "base,all_on,full_finetune")
+    (tmp_path / "grows" / TIMING).write_text(
+        json.dumps({"methods": {"base": {}, "full_finetune": {}}, "later": [{"methods": ["full_finetune"], "base": {}}]})
+    )
+    monkeypatch.setattr("eval.run.settings_for", lambda *args: {"steps": 3} if args[-1] == "full_finetune" else {})
+    added, add = [], Part.add
+    monkeypatch.setattr(Part, "add", lambda self, values: (added.append(values["method"]), add(self, values)))
+    monkeypatch.setattr("eval.run.write_report", lambda *args: None)  # the times above are no real ones
+    run(tmp_path / "grows", "base,full_finetune", "--again", "full_finetune")
+    assert {*added} == {"full_finetune"}
+    assert json.loads((tmp_path / "grows" / TIMING).read_text()) == {"methods": {"base": {}}, "later": []}
+    assert json.loads((tmp_path / "grows" / "run.json").read_text())["methods"]["full_finetune"]["settings"]["steps"] == 3
+    found, wanted = ((tmp_path / name / "results.csv").read_text().splitlines() for name in ("grows", "wanted"))
+    assert sorted(found) == sorted(wanted)
+
+
+def test_what_is_measured_again_is_known_and_not_what_all_is_compared_with():
+    plan = Plan("dsa/DigitsResNet-v0", methods=("base", "all_on", "ppo", "shuffled"))
+    assert asked_again("ppo", plan) == {"ppo", "shuffled"}, "it deals out masks of the policy"
+    assert asked_again("shuffled,all_on", plan) == {"shuffled", "all_on"} and not asked_again(None, plan)
+    with pytest.raises(ValueError, match=r"--again al_on: it is not among the methods\. Did you mean 'all_on'"):
+        asked_again("al_on", plan)
+    with pytest.raises(ValueError, match=r"compared with 'base': to measure it again, choose another --out"):
+        asked_again("base", plan)
 
 
 def test_rows_of_two_models_are_not_mixed(tmp_path, monkeypatch):
