@@ -174,6 +174,9 @@ def check_sizes(case: Case) -> None:
     for size in sizes:
         whole = all(isinstance(value, int) and value >= 0 for value in (size.trainable, size.active, size.stored))
         case.require(whole, f"{size} has something else than counts.", "give integers of at least 0.")
+        case.require(
+            0 <= size.shared <= size.active, f"{size} shares more than is active.", "shared counts some of the active ones."
+        )
         cure = "stored counts the bytes that a server must keep for the user: at least what personalising changed."
         case.require(size.trainable <= 8 * size.stored, f"{size} stores less than a bit per trained parameter.", cure)
     if masks is not None:

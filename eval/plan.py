@@ -55,7 +55,7 @@ class Plan:
         shown: sizes of support for the curve, 0 among them; empty for no curve. curve: the methods on it.
         slow_users: test users per fold that methods see which differentiate through a text backbone; slow_seeds: seeds.
         few_shown: sizes of the curve for these.
-        settings: hyperparameters by method that are not its defaults.
+        settings: hyperparameters by method that are not its defaults; of those that a method leans on, too.
         choosers: environments (:func:`eval.tuned.env_key`) whose val users chose some of these settings: such of them as are
             test users here are measured by no method.
     """
@@ -187,7 +187,7 @@ class Plan:
         for name in ("env", "env_kwargs", "folds", "cost_weight", "slow_users", "choosers"):
             if getattr(self, name) != getattr(more, name):
                 raise ValueError(f"{name} was {getattr(self, name)} and is now {getattr(more, name)}. Choose another --out.")
-        for name in {*self.methods} & {*more.methods}:
+        for name in {*self.methods, *self.settings} & {*more.methods, *more.settings}:
             mine, other = self.method(name).settings(), more.method(name).settings()
             if mine != other:
                 changed = sorted(key for key in mine if mine[key] != other[key])

@@ -239,7 +239,7 @@ class Measuring:
         return {
             "mask": None if mask is None else "".join(str(int(bit)) for bit in mask),
             "active_fraction": None if mask is None else float(mask.double().mean()),
-            "cost": self.world.costs_of([size.active], None if masks is None else masks[row : row + 1])[0],
+            "cost": self.world.costs_of([size.charged], None if masks is None else masks[row : row + 1])[0],
             "adaptations": predictor.adaptations,
             "trainable": size.trainable,
             "active": size.active,

@@ -29,7 +29,7 @@ from backbones.threads import begin_worker, usable_cores
 from dynamic_sparse_adapters import __version__
 from envs.scenario import forget_scenarios
 from eval.choosers import choosers_of
-from eval.methods import METHODS, make_method, split_names
+from eval.methods import METHODS, make_method, method_class, split_names
 from eval.parts import Part, count_rows, forget, put_together, seconds_spent
 from eval.plan import BASE, Job, Place, Plan
 from eval.report import write_report
@@ -107,6 +107,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
             tuning(args.env, kwargs),
         )
     usual = [name for name in CURVE if name in names] if args.shown else []
+    settled = {other: None for name in names for other in (name, *method_class(name).leans_on)}
     return Plan(
         env=args.env,
         env_kwargs=kwargs,
@@ -120,7 +121,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         slow_users=args.slow_users,
         slow_seeds=args.slow_seeds,
         few_shown=tuple(args.few_shown),
-        settings={name: make_method(name, **settings_for(args.env, kwargs, name)).settings() for name in names},
+        settings={name: make_method(name, **settings_for(args.env, kwargs, name)).settings() for name in settled},
         choosers=choosers_of(args.env, kwargs),
     )
 
@@ -134,9 +135,9 @@ def asked_again(text: str | None, plan: Plan) -> frozenset[str]:
     names = {*split_names(text or "")}
     if BASE in names:
         raise ValueError(f"everything is compared with {BASE!r}: to measure it again, choose another --out.")
-    if unknown := sorted(names - {*plan.methods}):
+    if unknown := sorted(names - {*plan.methods, *plan.settings}):
         raise ValueError(f"--again {unknown[0]}: it is not among the methods. {did_you_mean(unknown[0], plan.methods)}")
-    return frozenset(name for name in plan.methods if names & {name, *plan.method(name).leans_on})
+    return frozenset(names | {name for name in plan.methods if names & {*plan.method(name).leans_on}})
 
 
 def claim(folder: Path, plan: Plan, again: Collection[str] = ()) -> Plan:

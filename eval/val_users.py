@@ -78,7 +78,7 @@ class ValUsers:
         hits = ((logits.argmax(-1) == query.batch.labels) * weights).sum(1) / weights.sum(1)
         if not method.trades:
             return hits
-        costs = self.world.costs_of([size.active for size in predictor.sizes], predictor.masks)
+        costs = self.world.costs_of([size.charged for size in predictor.sizes], predictor.masks)
         return hits - self.cost_weight * torch.tensor(costs, dtype=torch.double)
 
 

@@ -77,15 +77,15 @@ class World:
         """Along the population model."""
         return self.data.pathways
 
-    def costs_of(self, active: Sequence[int], masks: Tensor | None) -> list[float]:
+    def costs_of(self, charged: Sequence[int], masks: Tensor | None) -> list[float]:
         """What U users' models cost, as shares of everything on.
 
-        By the ``active`` parameters of each. Where all that runs is counted: their executed masks ``[U, P]``; of those
-        without, the bare model, whatever they add to it.
+        By the parameters on that are each user's own (:attr:`eval.methods.base.Sizes.charged`). Where all that runs is
+        counted: their executed masks ``[U, P]``; of those without, the bare model, whatever they add to it.
         """
         if self.scenario.counts == "parameters":
-            return [count / float(self.pathways.sizes.sum()) for count in active]
-        masks = torch.zeros(len(active), self.pathways.num_pathways) if masks is None else masks
+            return [count / float(self.pathways.sizes.sum()) for count in charged]
+        masks = torch.zeros(len(charged), self.pathways.num_pathways) if masks is None else masks
         return self.pathways.costs(masks).tolist()
 
     @property

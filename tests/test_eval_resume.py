@@ -14,7 +14,7 @@ from harness import rows, run
 from eval.parts import Part, put_together
 from eval.plan import Place, Plan
 from eval.results import COLUMNS
-from eval.run import alone, asked_again, main
+from eval.run import alone, asked_again, main, parse, read_plan
 from eval.run_facts import TIMING
 from eval.world import MODULES, code_hash
 
@@ -113,6 +113,12 @@ def test_what_is_measured_again_is_known_and_not_what_all_is_compared_with():
     plan = Plan("dsa/DigitsResNet-v0", methods=("base", "all_on", "ppo", "shuffled"))
     assert asked_again("ppo", plan) == {"ppo", "shuffled"}, "it deals out masks of the policy"
     assert asked_again("shuffled,all_on", plan) == {"shuffled", "all_on"} and not asked_again(None, plan)
+    asked = read_plan(parse(["--methods", "base,feddpa", "--out", "."]))
+    assert asked.settings["joint"] == asked.method("joint").settings() and asked_again("joint", asked) == {"joint", "feddpa"}
+    before = replace(asked, settings={**asked.settings, "joint": {"steps": 7}})
+    with pytest.raises(ValueError, match=r"the settings of joint were others \((rate, )?steps\)"):
+        before.extended(asked)
+    assert before.without({"joint", "feddpa"}).extended(asked).settings["joint"] == asked.settings["joint"]
     with pytest.raises(ValueError, match=r"--again al_on: it is not among the methods\. Did you mean 'all_on'"):
         asked_again("al_on", plan)
     with pytest.raises(ValueError, match=r"compared with 'base': to measure it again, choose another --out"):

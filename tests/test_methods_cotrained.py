@@ -51,6 +51,12 @@ def world(side_world, tmp_path_factory):
     return replace(side_world, kwargs=kwargs, folder=tmp_path_factory.mktemp("methods"))
 
 
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch):
+    """As if nobody had tuned ``cotrained``."""
+    monkeypatch.setattr(module, "settings_for", lambda *args: {})
+
+
 @pytest.fixture(scope="module")
 def trained():
     """What is trained, in order."""
@@ -162,6 +168,24 @@ def test_the_settings_are_those_of_ppo_and_of_the_environments_meta_training(wor
     assert (layerwise.rules.layerwise, layerwise.rules.rounds) == (True, 1)
     bare = replace(world, kwargs={"placement": "side"})
     assert make_method("cotrained").settings_in(bare)[1].steps == 1000
+
+
+def test_further_steps_deal_examples_anew_if_that_is_asked_for(world):
+    plain, other = (make_method("cotrained", resample=resample).settings_in(world)[1] for resample in (None, True))
+    assert not plain.resample and other == replace(plain, resample=True)
+    dealt = replace(world, kwargs={**world.kwargs, "resample": True})
+    assert make_method("cotrained").settings_in(dealt)[1].resample
+    assert not make_method("cotrained", resample=False).settings_in(dealt)[1].resample
+
+
+def test_the_others_stand_on_what_cotrained_was_tuned_to(world, monkeypatch):
+    monkeypatch.setattr(
+        module, "settings_for", lambda env, kwargs, name: {"cotrained": {"meta_steps": 7, "resample": True}}[name]
+    )
+    wanted = make_method("cotrained", meta_steps=7, resample=True).run_in(world)
+    for name in NAMES[1:]:
+        assert make_method(name).run_in(world) == wanted != make_method(name, meta_steps=8).run_in(world)
+        assert make_method(name).leans_on == ("cotrained",)
 
 
 def test_it_is_the_run_that_train_ppo_makes(world, tmp_path):

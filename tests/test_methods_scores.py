@@ -373,6 +373,7 @@ def test_anil_changes_the_head_alone(world, fits):
     assert [(s.trainable, s.active, s.stored) for s in found.sizes] == [(head, everything, 4 * head + 1)] * 4
     dense = fits["meta_maml"][0].personalise(world, fits["meta_maml"][1], world.group("val", "support"), 0.1)
     assert dense.sizes[0].trainable == everything
+    assert [size.charged for size in (found.sizes[0], dense.sizes[0])] == [head, everything], "what is everybody's costs nobody"
 
 
 # Labels of the validation examples.

@@ -100,7 +100,7 @@ def test_every_figure_has_a_title_a_text_and_labelled_axes(summary):
         assert len(picture.description) > 40
     said = {name: " ".join(item.text for item in one.items if isinstance(item, Text)) for name, one in drawn.items()}
     for name, axes in {
-        "fronts": ("cost: active parameters, share of all pathways on", "accuracy on query examples"),
+        "fronts": ("cost: the user's own parameters, share of all pathways on", "accuracy on query examples"),
         "gains": ("gain in accuracy",),
         "curve": ("labelled examples of the user (support first, then validation)", "gain in accuracy over base"),
         "gates": ("group of users", "share of users with the pathway on, %"),

@@ -43,13 +43,20 @@ class Sizes:
     """What one user's personal part takes.
 
     Attributes:
-        trainable: parameters that personalising changes. active: personal parameters that take part in predicting.
+        trainable: parameters that personalising changes. active: parameters beside the model's that take part in predicting.
         stored: bytes that must be kept for the user.
+        shared: of the active ones, those that are the same for everybody.
     """
 
     trainable: int
     active: int
     stored: int
+    shared: int = 0
+
+    @property
+    def charged(self) -> int:
+        """Parameters that the cost is reckoned by: the user's own."""
+        return self.active - self.shared
 
 
 class CannotServe(ValueError):  # it is no mistake

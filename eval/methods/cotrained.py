@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.checkpoint import POLICY, build_policy, choose_plans
 from agents.learning import learn
 from agents.rivals import best_static
+from agents.run import RunConfig
 from backbones.artefacts import load_artefact
 from envs.cost_weights import CostWeight
 from envs.rules import Rules
@@ -23,8 +24,10 @@ from eval.methods.base import Fitted
 from eval.methods.cotraining import CoTrained, Learned, on_co_trained, under
 from eval.methods.ppo import RANGE
 from eval.methods.undisturbed import undisturbed
+from eval.tuned import settings_for
 from eval.world import World
 from meta.inner import MetaInit
+from meta.trainer import MetaConfig
 
 POLICY_AT, LOOK_AT = "policy/", "look/"
 """Prefixes of the policy's tensors, and of those by which statistics are standardised."""
@@ -42,6 +45,7 @@ class CoTrainedGating(CoTrained):
 
     scope: ClassVar[str] = "mask per user, amortised"
     trades: ClassVar[bool] = True
+    space: ClassVar = {"meta_steps": (None, 1000, 3000), "resample": (None, True)}
 
     @property
     def highest_weight(self) -> float:
@@ -82,7 +86,19 @@ class CoTrainedGating(CoTrained):
 
 
 @dataclass(frozen=True)
-class CoTrainedStatic(CoTrained):
+class BesideGating(CoTrained):
+    """Abstract: on the adapters of ``cotrained`` as that method was tuned, but for what is set here."""
+
+    leans_on: ClassVar[tuple[str, ...]] = ("cotrained",)
+
+    def settings_in(self, world: World) -> tuple[RunConfig, MetaConfig]:
+        """See :meth:`CoTrained.settings_in`."""
+        set_here = {name: value for name, value in self.settings().items() if value is not None}
+        return CoTrainedGating(**settings_for(world.env, world.kwargs, "cotrained") | set_here).settings_in(world)
+
+
+@dataclass(frozen=True)
+class CoTrainedStatic(BesideGating):
     """One mask for everybody on the co-trained adapters, the best for train users: what the policy must beat on them."""
 
     scope: ClassVar[str] = "mask per population"
@@ -98,7 +114,7 @@ class CoTrainedStatic(CoTrained):
 
 
 @dataclass(frozen=True)
-class CoTrainedAllOn(CoTrained):
+class CoTrainedAllOn(BesideGating):
     """Every pathway on the co-trained adapters: beside ``all_on``, what co-training alone has done to them."""
 
     def learned(self, world: World, init: MetaInit, cost_weight: float) -> Learned:

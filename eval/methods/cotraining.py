@@ -41,10 +41,12 @@ class CoTrained(Chooser):
     Attributes:
         total_timesteps: adaptations that a final policy learns from; None: as many as the settings say.
         meta_steps: further steps of meta-training; None: half of the environment's.
+        resample: deal train users' support and query examples anew in each of them; None: where the environment does so.
     """
 
     total_timesteps: int | None = None
     meta_steps: int | None = None
+    resample: bool | None = None
 
     @abstractmethod
     def learned(self, world: World, init: MetaInit, cost_weight: float) -> Learned:
@@ -66,8 +68,9 @@ class CoTrained(Chooser):
     def settings_in(self, world: World) -> tuple[RunConfig, MetaConfig]:
         """Settings of the run (those of ``ppo``, so that adapters alone differ), and of the further meta-training."""
         config = replace(Gating(total_timesteps=self.total_timesteps).run_config(world, RANGE), cotrain=1)
-        steps = meta_config(config)
-        return config, steps if self.meta_steps is None else replace(steps, steps=self.meta_steps)
+        usual = meta_config(config)
+        resample = usual.resample if self.resample is None else self.resample
+        return config, replace(usual, steps=self.meta_steps or usual.steps, resample=resample)
 
     def facts_in(self, world: World) -> Mapping[str, Any]:
         """What co-training depends on besides the world; JSON-able."""

@@ -88,7 +88,7 @@ class DualPredictor(Predictor):
         """See :attr:`Predictor.sizes`: both adapters run; the user's own and the support's mean direction are kept."""
         width = self.likeness.own.shape[1]
         both = zip(self.joint.sizes, self.personal.sizes, strict=True)
-        return [Sizes(p.trainable, j.active + p.active, 4 * (p.trainable + width)) for j, p in both]
+        return [Sizes(p.trainable, j.active + p.active, 4 * (p.trainable + width), j.shared) for j, p in both]
 
 
 def usual_likeness(world: World, centre: Tensor) -> float:

@@ -44,7 +44,8 @@ class SharedPredictor(PathwayPredictor):
     @property
     def sizes(self) -> Sequence[Sizes]:
         """See :attr:`Predictor.sizes`: the adapters run for every user, but are nobody's own; there is no mask to keep."""
-        return [Sizes(0, int(self.pathways.sizes.sum()), 0)] * len(self.masks)
+        everything = int(self.pathways.sizes.sum())
+        return [Sizes(0, everything, 0, shared=everything)] * len(self.masks)
 
 
 @dataclass(frozen=True)

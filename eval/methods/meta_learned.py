@@ -3,6 +3,7 @@
 Shapes: U users, P pathways.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,11 +13,20 @@ from torch import Tensor
 from envs import known_spec
 from envs.modelled import meta_settings
 from eval.group import Group
-from eval.methods.base import Fitted
-from eval.methods.pathway import Chooser
+from eval.methods.base import Fitted, Predictor, Sizes
+from eval.methods.pathway import Chooser, PathwayPredictor
 from eval.world import World
-from meta.inner import MetaInit
+from meta.inner import MetaInit, adapt
 from meta.learned import meta_initialisation
+
+
+class MetaLearnedPredictor(PathwayPredictor):
+    """U users' models with every pathway on, of which those that are not personal are everybody's."""
+
+    @property
+    def sizes(self) -> Sequence[Sizes]:
+        """See :attr:`Predictor.sizes`."""
+        return [replace(size, shared=size.active - size.trainable) for size in super().sizes]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,11 @@ class MetaLearned(Chooser):
     def start(self, world: World, fitted: Fitted) -> MetaInit:
         """See :meth:`Chooser.start`."""
         return MetaInit.from_tensors(fitted.tensors)
+
+    def adapt(self, world: World, fitted: Fitted, shown: Group, cost_weight: float) -> Predictor:
+        """See :meth:`Method.adapt`."""
+        init, masks = self.start(world, fitted), self.choose(world, fitted, shown, cost_weight)
+        return MetaLearnedPredictor(world.pathways, adapt(world.pathways, init, shown.batch, masks), masks, init.adapted)
 
 
 @dataclass(frozen=True)

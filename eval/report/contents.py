@@ -9,7 +9,12 @@ from eval.summary import KINDS, beside_masks
 
 Summary = Mapping[str, Any]
 FLIPPED = {"above": "below", "below": "above"}
-COUNTED = {None: "what a mask switches on", "parameters": "active parameters", "flops": "operations", "latency": "time"}
+COUNTED = {
+    None: "what a mask switches on",
+    "parameters": "the user's own parameters",
+    "flops": "operations",
+    "latency": "time",
+}
 """What cost is, by what a run counts."""
 EXAMPLES = ("labelled examples of the user", "(support first, then validation)")
 """What the support curve counts, and in which order it shows them."""
