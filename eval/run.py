@@ -160,6 +160,8 @@ def claim(folder: Path, plan: Plan, again: Collection[str] = ()) -> Plan:
                 plan = before.without(again).extended(plan)
             except ValueError as error:
                 raise ValueError(f"{folder} holds results of another run: {error}") from error
+            if again:
+                check_model(folder, plan)
             forget(folder, again)
             forget_times(folder / TIMING, again)
         if codes and code_hash() not in codes:
@@ -169,6 +171,14 @@ def claim(folder: Path, plan: Plan, again: Collection[str] = ()) -> Plan:
     codes = [*dict.fromkeys([*codes, code_hash()])]  # of every call, in order
     write_atomically(path, json.dumps({"format": FORMAT, "code": codes, "plan": plan.to_json()}, indent=1).encode())
     return plan
+
+
+def check_model(folder: Path, plan: Plan) -> None:
+    """Raise ``ValueError`` if rows of the first place were made with another model than today's, before any is thrown away."""
+    place = plan.places[0]
+    today = Measuring(plan, place, plan.scenario(place)).artefacts(Job(BASE, None, None))
+    forget_scenarios()
+    Part(folder, place).check(BASE, "", "", today)
 
 
 @contextmanager

@@ -109,6 +109,15 @@ def test_a_method_that_was_tuned_anew_is_measured_again_and_no_other_one(tmp_pat
     assert sorted(found) == sorted(wanted)
 
 
+def test_nothing_is_thrown_away_where_the_model_is_another_one(tmp_path, monkeypatch):
+    run(tmp_path, "base,all_on")
+    before = (tmp_path / "parts" / "seed0.csv").read_text()
+    monkeypatch.setattr("eval.rows.Measuring.artefacts", lambda self, job: "of another model")
+    with pytest.raises(SystemExit, match=r"rows of base that were made with another model, .* Choose another --out"):
+        run(tmp_path, "base,all_on", "--again", "all_on")
+    assert (tmp_path / "parts" / "seed0.csv").read_text() == before
+
+
 def test_what_is_measured_again_is_known_and_not_what_all_is_compared_with():
     plan = Plan("dsa/DigitsResNet-v0", methods=("base", "all_on", "ppo", "shuffled"))
     assert asked_again("ppo", plan) == {"ppo", "shuffled"}, "it deals out masks of the policy"
