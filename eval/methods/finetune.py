@@ -180,6 +180,8 @@ class TunedPredictor(Predictor):
 class FullFineTuning(FineTuned):
     """Everything is trained, embeddings of words and positions too: the dear rival. A user's model is a model.
 
+    Source: as in Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers for language understanding".
+
     Users come one by one, since each takes the memory of a model. Where batch normalisation is folded, its scale and shift
     move with the convolution that took them in.
     """

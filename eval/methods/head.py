@@ -51,6 +51,9 @@ class Head(Method):
     Linear probing where what is probed for is the difference to the population's classifier: the penalty draws towards that
     classifier, not towards knowing nothing. It is chosen on val users, at features in train users' scale. Classes that the
     support lacks are drawn down only as far as its examples demand.
+
+    Source: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"; the penalty towards what
+    all have in common as in Evgeniou and Pontil 2004, "Regularized multi-task learning".
     """
 
     def fit(self, world: World, cost_weight: float) -> Fitted:

@@ -52,6 +52,9 @@ class SharedPredictor(PathwayPredictor):
 class Joint(Method):
     """Adam on train users' support and query examples pooled, no inner loop, no adaptation: what is not personal in the gain.
 
+    Source: the global adapter of Yang et al. 2024, "Dual-personalizing adapter for federated foundation models", without a
+    federation.
+
     Attributes:
         steps: at most; the weights with which val users' query examples are answered best are kept, and training ends when
             that has not changed for a quarter of the steps.
