@@ -256,6 +256,19 @@ def test_the_option_is_the_one_that_serves_val_users_query_best(side_world):
 # Shared adapters.
 
 
+def test_users_without_examples_are_not_personalised_among_others(side_world):
+    head = make_method("head")
+    fitted, shown = head.fit(side_world, 0.1), side_world.group("val", "support", torch.tensor([0, 1]))
+    mixed = shown.pick([torch.arange(3), torch.arange(0)])
+    with pytest.raises(ValueError, match=r"show no example, and others do: personalise those in a group of their own"):
+        head.personalise(side_world, fitted, mixed, 0.1)
+    none = mixed.rows([1])
+    asked = side_world.group("val", "query", torch.tensor([1]))
+    base = make_method("base")
+    bare = base.personalise(side_world, base.fit(side_world, 0.1), none, 0.1).logits(asked)
+    assert torch.equal(head.personalise(side_world, fitted, none, 0.1).logits(asked), bare)
+
+
 def test_joint_gives_everybody_the_same_and_learns_something(side_world):
     shown, asked = side_world.group("val", "support"), side_world.group("val", "query")
     method = make_method("joint", steps=60, rate=1e-2)

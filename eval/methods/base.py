@@ -143,10 +143,16 @@ class Method(ABC):
         Args:
             world: that the method was fitted on.
             fitted: what :meth:`fit` gave for the same cost weight.
-            shown: support examples (see :attr:`labels`). Without any example a user gets the population model as it is.
+            shown: support examples (see :attr:`labels`). Without any example users get the population model as it is.
             cost_weight: lambda.
+
+        Raises:
+            ValueError: if some users show examples and others none.
         """
-        if self.scope != "nobody" and shown.batch.labels.shape[1] == 0:
+        if self.scope != "nobody" and not all(shown.counts):
+            if any(shown.counts):
+                nothing = ", ".join(repr(name) for name, count in zip(shown.ids, shown.counts, strict=True) if not count)
+                raise ValueError(f"{nothing} show no example, and others do: personalise those in a group of their own.")
             return Unchanged(world, len(shown))
         return self.adapt(world, fitted, shown, cost_weight)
 
