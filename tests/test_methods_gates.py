@@ -107,15 +107,16 @@ def test_the_gradient_of_a_gate_is_that_of_finite_differences(placement, request
     weights = adapt(world.pathways, world.init, shown.batch, gates > 0)
 
     def loss(gates):
-        return user_loss(relaxed_logits(world.pathways, shown.batch.frozen, weights, gates), shown.batch).sum()
+        return user_loss(relaxed_logits(world.pathways, shown.batch.frozen, weights, gates), shown.batch)
 
     given = gates.clone().requires_grad_()
-    (found,) = torch.autograd.grad(loss(given), given)
+    (found,) = torch.autograd.grad(loss(given).sum(), given)
     for p in (0, world.pathways.num_pathways - 1):
         step = torch.zeros_like(gates)
-        step[1, p] = 0.05
-        expected = (loss(gates + step) - loss(gates - step)) / 0.1
-        assert found[1, p].item() == pytest.approx(expected.item(), rel=0.05, abs=2e-4)
+        step[:, p] = 0.01
+        expected = (loss(gates + step) - loss(gates - step)) / 0.02
+        # Users together: where a step crosses a ReLU's edge, a single user's difference is off.
+        assert (found[:, p] - expected).norm() < 0.05 * expected.norm()
 
 
 def test_hard_concrete_gates_are_open_as_often_as_the_closed_form_says():
