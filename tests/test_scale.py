@@ -407,7 +407,8 @@ def test_bfloat16_is_float32_within_noise(either, population):
     full = LiveOracle(Prepared(either, population), init).measure(users, gates[:, None], roles)
     assert low.dtype == np.float64 and (low != full).any()
     assert np.abs(low[..., 0] - full[..., 0]).mean() < 0.02
-    np.testing.assert_allclose(low[..., 1], full[..., 1], rtol=0.05, atol=0.05)
+    noise = np.abs(low[..., 1] - full[..., 1]) / (1 + np.abs(full[..., 1]))
+    assert noise.mean() < 0.02 and np.quantile(noise, 0.95) < 0.05
     hits = low[:, 0, 0] * 40  # shares of 40 examples, not rounded to three digits
     np.testing.assert_allclose(hits, hits.round(), atol=1e-4)
     plain = Prepared(either, population).rows("train", "support", torch.arange(12))
