@@ -271,14 +271,14 @@ def test_users_without_examples_are_not_personalised_among_others(side_world):
 
 def test_joint_gives_everybody_the_same_and_learns_something(side_world):
     shown, asked = side_world.group("val", "support"), side_world.group("val", "query")
-    method = make_method("joint", steps=60, rate=1e-2)
+    method = make_method("joint", steps=150, rate=1e-2)
     fitted = method.fit(side_world, 0.1)
     predictor = method.personalise(side_world, fitted, shown, 0.1)
     assert torch.equal(predictor.logits(asked), method.personalise(side_world, fitted, shown.first(0), 0.1).logits(asked))
     assert predictor.sizes[0].stored == predictor.sizes[0].trainable == 0
     base = Base().personalise(side_world, fitted, shown, 0.1)
     assert accuracy(predictor, asked).mean() > accuracy(base, asked).mean() + 0.03
-    assert 0 < fitted.facts["steps"] <= 60
+    assert 0 < fitted.facts["steps"] <= 150
 
 
 def test_joint_stops_where_val_users_do_best(side_world, monkeypatch):
