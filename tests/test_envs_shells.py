@@ -75,7 +75,7 @@ def counted_planted():
 
 
 def assert_equal(first, second, atol=0.0):
-    """Equal dictionaries, tuples and arrays of whatever depth; floats up to ``atol``, what is observed up to its hundredfold."""
+    """Equal dictionaries, tuples and arrays of whatever depth; floats up to ``atol``, observations up to its hundredfold."""
     if isinstance(first, dict):
         assert {*first} == {*second}
         for key, value in first.items():
