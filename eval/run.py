@@ -282,7 +282,8 @@ def say_expected(plan: Plan, done: int) -> int:
         if entry is None:
             unknown.append(name)
             continue
-        fits = len({job.cost_weight for job in jobs})
+        # A policy for a range of cost weights is learned once.
+        fits = 1 if method.highest_weight < 1 else len({job.cost_weight for job in jobs})
         seconds += places * (fits * entry["fit_seconds"] + users * entry["seconds_per_user"])
     forget_scenarios()
     LOG.info("expected: some %d rows, of which %d are there; %s", total, done, expected_time(seconds, unknown))

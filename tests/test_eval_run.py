@@ -93,12 +93,14 @@ def test_figures_of_draws_are_means_over_them(tmp_path):
     ("method", "words"),
     [
         ("joint", "about 17 minutes of one core, not counting these: what base take"),
+        ("cotrained", "about 17 minutes of one core"),  # one policy is for all of its cost weights
         ("all_on", "what base, all_on take, nobody has timed"),
     ],
 )
 def test_what_a_run_takes_is_said_as_far_as_it_is_known(method, words, tmp_path, monkeypatch, caplog):
     there, entry = "dsa/UnipenResNet-v0", {"settings": {}, "fit_seconds": 1000.0, "seconds_per_user": 1.0}
-    adopted = {ENV: {"joint": {"settings": {}, "adopted": there}}, there: {"joint": entry}}
+    timed = ("joint", "cotrained")
+    adopted = {ENV: {name: {"settings": {}, "adopted": there} for name in timed}, there: {name: entry for name in timed}}
     monkeypatch.setattr("eval.tuned._parsed", lambda text: adopted)
     monkeypatch.setattr("eval.run.measure_all", lambda *args: pytest.fail("far enough"))
     with caplog.at_level(logging.INFO, "dsa"), pytest.raises(pytest.fail.Exception, match="far enough"):
