@@ -189,6 +189,7 @@ def timing_table(summary: Summary) -> Table:
         "Median (quartiles) of runs in turn, on the machine that wrote the folder: "
         f"{timing.get('threads', '?')} thread(s), {timing.get('repeats', '?')} repeats, {timing.get('users', '?')} users."
     )
+    note += " Predictions for one user, and operations, are the first test user's, under their own mask."
     note += " Peak memory: of tensors, beyond what was held before. Fitting: without what other methods had made before (the "
     note += "policy, a co-training)."
     if loaded := timing.get("loaded"):
