@@ -51,10 +51,12 @@ def world(side_world, tmp_path_factory):
     return replace(side_world, kwargs=kwargs, folder=tmp_path_factory.mktemp("methods"))
 
 
-@pytest.fixture(autouse=True)
-def untuned(monkeypatch):
-    """As if nobody had tuned ``cotrained``."""
-    monkeypatch.setattr(module, "settings_for", lambda *args: {})
+@pytest.fixture(scope="module", autouse=True)
+def untuned():
+    """As if nobody had tuned ``cotrained``, for what is fitted once too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "settings_for", lambda *args: {})
+        yield
 
 
 @pytest.fixture(scope="module")
